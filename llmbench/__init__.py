@@ -1,0 +1,3 @@
+"""llmbench: the ruler for LLM token latency."""
+
+__version__ = "0.1.0"
