@@ -7,10 +7,10 @@ Integers of nanoseconds carry ``_ns`` and count from the run's own monotonic zer
 otherwise; floats are seconds (``_s``); milliseconds exist only in a ``Cell`` (``_ms``), for people.
 """
 
-from enum import IntFlag
-from typing import Literal
+from array import array
+from typing import Literal, NamedTuple
 
-from msgspec import Struct, field
+from msgspec import UNSET, Struct, UnsetType, field
 
 Phase = Literal["warmup", "measured", "cooldown"]
 Stamps = Literal["kernel", "user"]
@@ -41,6 +41,7 @@ class Load(Struct, frozen=True, kw_only=True):
 
     The cell ends when ``requests`` have been measured or, where ``duration_s`` is set, when the
     window is that old. ``warmup`` requests come before the window and are never counted.
+    ``prompt_tokens`` and ``output_tokens`` are the lengths asked for.
     """
 
     concurrency: int
@@ -49,6 +50,26 @@ class Load(Struct, frozen=True, kw_only=True):
     requests: int
     duration_s: float | None
     warmup: int
+
+
+class CellFacts(Struct, frozen=True, kw_only=True):
+    """What is known of a cell beside its requests: the plan, the server's answers, how it ended.
+
+    ``target`` is an index into the sweep's targets. ``unmeasured`` says why there are no requests,
+    ``stopped`` why there are fewer than planned; both are empty for a cell that ran its course.
+    """
+
+    cell: int
+    target: int
+    client: str
+    load: Load
+    engine: str = ""
+    model: str = ""
+    server: str = ""
+    dialect: str = ""
+    exact_length: bool = False
+    unmeasured: str = ""
+    stopped: str = ""
 
 
 class Call(Struct, frozen=True):
@@ -86,9 +107,9 @@ class Read(Struct, frozen=True, array_like=True):
 class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request as it was seen: the bytes of the reply, and when they came. The evidence.
 
-    ``error`` is what the transport said (``connection refused``); what the reply itself says is
-    decoded later. ``end_ns`` is when the exchange was over, from ``sent_ns``. ``prompt_tokens`` and
-    ``output_tokens`` are what was asked for.
+    ``end_ns`` is when the exchange was over, from ``sent_ns``. ``error`` is the kind of failure
+    that the transport saw (``reset``, ``timeout``, …) and ``detail`` its words; what the reply
+    itself says is decoded later.
     """
 
     cell: int
@@ -101,15 +122,18 @@ class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     headers: dict[str, str] = field(default_factory=dict)
     connect: Connect | None = None
     error: str = ""
+    detail: str = ""
     stamps: Stamps = "kernel"
     reads: list[Read] = field(default_factory=list)
     body: bytes = b""
 
 
-class Kind(IntFlag):
-    """What one event of a stream carries; an event may carry several things."""
+class Kind:
+    """What one event of a stream carries, as bits: an event may carry several things.
 
-    NONE = 0
+    Plain integers, for ``enum.IntFlag`` costs a microsecond an event.
+    """
+
     ROLE = 1
     REASONING = 2
     ANSWER = 4
@@ -118,10 +142,7 @@ class Kind(IntFlag):
     FINISH = 32
     ERROR = 64
     DONE = 128
-
-
-GENERATED = Kind.REASONING | Kind.ANSWER | Kind.TOOL
-"""Events with any of these carry generated tokens."""
+    GENERATED = REASONING | ANSWER | TOOL
 
 
 class Usage(Struct, frozen=True):
@@ -132,10 +153,10 @@ class Usage(Struct, frozen=True):
     cached_tokens: int | None = None
 
 
-class Event(Struct, frozen=True):
+class Event(NamedTuple):
     """One decoded event. ``tokens`` is how many tokens it carries, where its own ids tell."""
 
-    kind: Kind
+    kind: int
     text: str = ""
     tokens: int | None = None
     usage: Usage | None = None
@@ -144,23 +165,25 @@ class Event(Struct, frozen=True):
 
 
 class Timeline(Struct, frozen=True, kw_only=True):
-    """One reply, decoded: the generated events and their times, and how the stream ended.
+    """One reply, decoded: its content events with their times, and how the stream ended.
 
-    Times are nanoseconds from ``sent_ns``. ``slack_ns[i]`` bounds how much earlier event ``i`` can
-    have arrived (see ``Read``); it is 0 for an event that had a read to itself.
-    ``cumulative_tokens[i]`` is the server's running count at event ``i``, where it keeps one.
+    Times are nanoseconds from ``sent_ns``; the arrays run in parallel, one item a content event.
+    ``slack_ns`` bounds how much earlier the event can have arrived (see ``Read``); it is 0 for an
+    event that had a read to itself. ``running_tokens`` is the server's running count of output
+    tokens at each event, where it keeps one, and ``token_ids`` how many ids its events carried.
+    ``failure`` names the kind of failure, and is empty
+    for a good reply.
     """
 
-    trace: Trace
     first_event_ns: int | None = None
-    at_ns: list[int] = field(default_factory=list)
-    slack_ns: list[int] = field(default_factory=list)
-    kinds: list[Kind] = field(default_factory=list)
-    cumulative_tokens: list[int] | None = None
-    text_chars: int = 0
-    usage: Usage | None = None
+    first_answer_ns: int | None = None
+    at_ns: array[int]
+    slack_ns: array[int]
+    running_tokens: array[int] | None = None
+    token_ids: int | None = None
+    chars: int = 0
+    usage: Usage = Usage()
     finish: str = ""
-    done: bool = False
     failure: str = ""
     detail: str = ""
 
@@ -168,24 +191,121 @@ class Timeline(Struct, frozen=True, kw_only=True):
 class RequestMetrics(Struct, frozen=True, kw_only=True):
     """One request's figures, in seconds from ``sent``; ``None`` where the reply does not tell.
 
-    ``failure`` names the kind of failure, and is empty for a good reply. ``tokens`` is the output
-    length from the best source there is, which ``token_source`` names. ``icl_s`` are the gaps
-    between content events, ``slack_s`` the reach of the uncertainty of each generated event.
+    A failed request has no latencies. ``tokens`` is the output length from the best source there
+    is, which ``token_source`` names.
     """
 
     phase: Phase
-    sent_s: float
-    end_s: float
-    failure: str = ""
-    detail: str = ""
+    sent_ns: int
+    end_ns: int
+    timeline: Timeline
+    tokens: int
+    token_source: str
     ttfr_s: float | None = None
     ttft_s: float | None = None
     ttfat_s: float | None = None
     e2e_s: float | None = None
     tpot_s: float | None = None
-    tokens: int | None = None
-    token_source: str = ""
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    chars: int = 0
+    lag_ns: array[int]
+    stamps: Stamps
     connect: Connect | None = None
+    via: str = ""
+
+
+class Block(Struct, kw_only=True):
+    """One distribution. ``n`` counts samples; a quantile too rare for its sample is ``None``.
+
+    Quantiles count a failed request as +∞; ``mean``, ``min`` and ``max`` are of the good ones.
+    ``ci95`` holds the 95% interval of each quantile that is shown. ``p1`` and ``p5`` exist where
+    the slow side of a distribution is its low one.
+    """
+
+    n: int
+    mean: float | None = None
+    min: float | None = None
+    p1: float | None | UnsetType = UNSET
+    p5: float | None | UnsetType = UNSET
+    p50: float | None = None
+    p90: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+    max: float | None = None
+    ci95: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+class Counts(Struct, kw_only=True):
+    """What became of the measured requests: sent = ok + failed + cancelled (by the user)."""
+
+    sent: int = 0
+    ok: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+
+
+class Ruler(Struct, kw_only=True):
+    """What the ruler says of itself in this cell; errors are ``None`` where it was not calibrated.
+
+    ``read_lag_ms`` is how late the process read what the kernel had stamped, ``coalesced_share``
+    the content events that shared a read, ``uncertain_share`` those among them that could be older
+    than their stamp by more than half a millisecond.
+    """
+
+    stamps: str | None = None
+    ttft_error_ms: dict[str, float] | None = None
+    itl_error_ms: dict[str, float] | None = None
+    read_lag_ms: dict[str, float] | None = None
+    coalesced_share: float | None = None
+    uncertain_share: float | None = None
+
+
+class Range(Struct, frozen=True):
+    """The least, the median and the greatest of some counts."""
+
+    min: int
+    p50: int
+    max: int
+
+
+class Cell(Struct, kw_only=True):
+    """One row of the result: a target at one load. The JSON contract; keys are only ever added."""
+
+    target: str
+    engine: str | None
+    model: str | None
+    quantization: str | None
+    api: str
+    client: str
+    concurrency: int | None
+    request_rate: float | None
+    prompt_tokens: int
+    output_tokens: int
+    requests: Counts
+    ttft_ms: Block | None = None
+    ttfr_ms: Block | None = None
+    ttfat_ms: Block | None = None
+    itl_ms: Block | None = None
+    itl_request_mean_ms: Block | None = None
+    icl_ms: Block | None = None
+    tpot_ms: Block | None = None
+    e2e_ms: Block | None = None
+    otps_per_user: Block | None = None
+    otps_end_to_end: Block | None = None
+    otps: float | None = None
+    requests_per_s: float | None = None
+    chars_per_s: float | None = None
+    window_s: float | None = None
+    in_flight: float | None = None
+    measured_prompt_tokens: Range | None = None
+    measured_output_tokens: Range | None = None
+    token_source: str | None = None
+    tokens_per_event: float | None = None
+    itl_imputed_share: float | None = None
+    burst_index: float | None = None
+    cached_share: float | None = None
+    cache: str | None = None
+    connect_ms: dict[str, Block] | None = None
+    ruler: Ruler = field(default_factory=Ruler)
+    verdict: Verdict = "valid"
+    reasons: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)

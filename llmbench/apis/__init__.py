@@ -1,0 +1,22 @@
+"""The APIs that llmbench speaks: each encodes a call and decodes the events of its reply."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from llmbench.apis import chat, completions
+from llmbench.apis.dialect import Dialect
+from llmbench.records import Event
+
+
+class Api(NamedTuple):
+    """One API: where it lives below the base URL, its encoder and its decoder."""
+
+    path: str
+    encode: Callable[[str, str, int, Dialect], bytes]
+    decode: Callable[[bytes, str], Event]
+
+
+APIS = {
+    "chat": Api(chat.PATH, chat.encode, chat.decode),
+    "completions": Api(completions.PATH, completions.encode, completions.decode),
+}

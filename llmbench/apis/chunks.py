@@ -1,0 +1,74 @@
+"""What chat and completions chunks have in common: usage, errors, choices."""
+
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from llmbench.records import Event, Kind, Usage
+
+DONE = b"[DONE]"
+C = TypeVar("C", bound=Struct)
+
+
+class PromptDetails(Struct):
+    cached_tokens: int | None = None
+
+
+class ChunkUsage(Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+
+
+class Chunk(Struct):
+    """The part of a chunk that does not depend on the API."""
+
+    usage: ChunkUsage | None = None
+    error: Any = None
+    message: str | None = None
+
+
+def usage_of(chunk: Chunk) -> Usage | None:
+    """The chunk's token counts, or ``None`` where it has none."""
+    usage = chunk.usage
+    if usage is None:
+        return None
+    details = usage.prompt_tokens_details
+    return Usage(
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=details.cached_tokens if details else None,
+    )
+
+
+def parse_chunk(decoder: msgspec.json.Decoder[C], data: bytes, name: str) -> C | Event:
+    """The typed chunk, or the event that stands for ``[DONE]``, an error or a malformed chunk."""
+    if data == DONE:
+        return Event(kind=Kind.DONE)
+    if name == "error":
+        return Event(kind=Kind.ERROR, error=error_message(data))
+    try:
+        chunk = decoder.decode(data)
+    except msgspec.DecodeError as problem:
+        return Event(kind=Kind.ERROR, error=f"malformed chunk: {problem}")
+    if isinstance(chunk, Chunk) and chunk.error:
+        return Event(kind=Kind.ERROR, error=error_message(data))
+    return chunk
+
+
+def error_message(body: bytes) -> str:
+    """One line of what a server said went wrong, out of the JSON shapes in use, or the text itself."""
+    try:
+        said: Any = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        said = body.decode("utf-8", "replace")
+    for key in ("error", "message", "detail"):
+        if isinstance(said, dict) and said.get(key):
+            said = said[key]
+    if isinstance(said, list) and said:
+        said = said[0]
+    if isinstance(said, dict):
+        said = said.get("message") or said.get("msg") or said.get("type") or said
+    line = " ".join(str(said).split())
+    return line if len(line) <= 200 else line[:199] + "…"

@@ -1,0 +1,217 @@
+"""RequestMetrics* → Cell: pool the raw figures of one cell. Nothing is averaged twice."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from llmbench.measure import gaps as gap
+from llmbench.measure import statistics as stats
+from llmbench.measure.statistics import Floats
+from llmbench.measure.verdict import judge
+from llmbench.records import (
+    Block,
+    Cell,
+    CellFacts,
+    Counts,
+    Range,
+    RequestMetrics,
+    Ruler,
+    Target,
+)
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+SLOW_RATES = {"p1": 0.01, "p5": 0.05}
+MS = 1e3
+UNCERTAIN_NS = 500_000
+"""An event that can be older than its stamp by more than this counts as uncertain."""
+
+
+def summarize(target: Target, facts: CellFacts, requests: Sequence[RequestMetrics]) -> Cell:
+    """One row from the requests of one cell, of every phase.
+
+    Latencies come from the measured requests; the throughput counts whatever arrived inside the
+    window, which lasts from the first measured ``sent`` to the last measured reply's end.
+    """
+    measured = [each for each in requests if each.phase == "measured"]
+    good = [each for each in measured if not each.timeline.failure]
+    cell = _empty_cell(target, facts)
+    cell.requests = _count(measured)
+    if measured:
+        cell.ruler = _ruler(good)
+        _latencies(cell, measured, good)
+        _rates(cell, requests, measured)
+        _lengths(cell, good)
+    judge(cell, facts)
+    return cell
+
+
+def _empty_cell(target: Target, facts: CellFacts) -> Cell:
+    return Cell(
+        target=target.name,
+        engine=facts.engine or None,
+        model=facts.model or None,
+        quantization=target.quantization,
+        api=target.api,
+        client=facts.client,
+        concurrency=facts.load.concurrency,
+        request_rate=None,
+        prompt_tokens=facts.load.prompt_tokens,
+        output_tokens=facts.load.output_tokens,
+        requests=Counts(),
+    )
+
+
+def _count(measured: Sequence[RequestMetrics]) -> Counts:
+    kinds = Counter(each.timeline.failure for each in measured)
+    ok, cancelled = kinds.pop("", 0), kinds.pop("cancelled", 0)
+    return Counts(
+        sent=len(measured),
+        ok=ok,
+        failed=kinds.total(),
+        cancelled=cancelled,
+        failures=dict(kinds.most_common()),
+    )
+
+
+def block(
+    values: Floats,
+    *,
+    lost: int = 0,
+    clusters: stats.Ints | None = None,
+    slow_side_low: bool = False,
+) -> Block:
+    """Summarize ``values``; ``lost`` more samples count as +∞ (as 0 for a rate: the slow side).
+
+    ``clusters`` names the request of each value, where one request yields many.
+    """
+    ordered = np.sort(values)
+    if slow_side_low:
+        ordered = np.concatenate((np.zeros(lost), ordered))
+    else:
+        ordered = np.concatenate((ordered, np.full(lost, np.inf)))
+    result = Block(n=len(ordered))
+    if len(values):
+        result.mean = float(values.mean())
+        result.min, result.max = float(values.min()), float(values.max())
+    wanted = SLOW_RATES | QUANTILES if slow_side_low else QUANTILES
+    for name, p in wanted.items():
+        value, bounds = _quantile_with_interval(ordered, values, clusters, p)
+        setattr(result, name, value)
+        if bounds is not None:
+            result.ci95[name] = bounds
+    return result
+
+
+def _quantile_with_interval(
+    ordered: Floats, values: Floats, clusters: stats.Ints | None, p: float
+) -> tuple[float | None, tuple[float, float] | None]:
+    if len(ordered) == 0:
+        return None, None
+    value = stats.quantile(ordered, p)
+    n = float(len(ordered))
+    if clusters is not None:
+        n = stats.effective_size(values, clusters, value)
+    bounds = stats.interval(ordered, p, n)
+    return (value, bounds) if bounds is not None else (None, None)
+
+
+def _latencies(
+    cell: Cell, measured: Sequence[RequestMetrics], good: Sequence[RequestMetrics]
+) -> None:
+    lost = len(measured) - len(good)
+    for name in ("ttfr", "ttft", "ttfat", "e2e", "tpot"):
+        seconds = [getattr(each, f"{name}_s") for each in good]
+        known = np.array([each for each in seconds if each is not None])
+        setattr(cell, f"{name}_ms", block(known * MS, lost=lost) if len(known) else None)
+    rates = np.array([1 / each.tpot_s for each in good if each.tpot_s])
+    cell.otps_per_user = block(rates, lost=lost, slow_side_low=True) if len(rates) else None
+    whole = np.array([each.tokens / each.e2e_s for each in good if each.e2e_s])
+    cell.otps_end_to_end = block(whole, lost=lost, slow_side_low=True) if len(whole) else None
+    icl = gap.chunk_gaps(good)
+    if not len(icl.seconds):
+        return
+    cell.icl_ms = block(icl.seconds * MS, clusters=icl.request)
+    cell.burst_index = gap.burst_index(icl.seconds)
+    itl = gap.token_gaps(good, icl)
+    if itl.gaps is None or not len(itl.gaps.seconds):
+        cell.notes.append(f"ITL not shown: {itl.why_not or 'one event a reply'}; ICL is")
+    elif cell.burst_index is not None and cell.burst_index > gap.BURSTY:
+        cell.notes.append(
+            f"ITL not shown: {cell.burst_index:.0%} of the gaps are bursts (a proxy or the server "
+            "holds tokens back); ICL and TPOT are"
+        )
+    else:
+        cell.itl_ms = block(itl.gaps.seconds * MS, clusters=itl.gaps.request)
+        cell.itl_request_mean_ms = block(itl.gaps.of_requests() * MS, lost=lost)
+        cell.itl_imputed_share = itl.imputed_share
+
+
+def _rates(
+    cell: Cell, requests: Iterable[RequestMetrics], measured: Sequence[RequestMetrics]
+) -> None:
+    start_ns = min(each.sent_ns for each in measured)
+    stop_ns = max(each.end_ns for each in measured)
+    window_ns = stop_ns - start_ns
+    if window_ns <= 0:
+        return
+    tokens = chars = 0.0
+    done = busy_ns = 0
+    for each in requests:
+        busy_ns += max(min(each.end_ns, stop_ns) - max(each.sent_ns, start_ns), 0)
+        at_ns = np.asarray(each.timeline.at_ns, dtype=np.int64) + each.sent_ns
+        inside = int(np.count_nonzero((at_ns >= start_ns) & (at_ns <= stop_ns)))
+        if not inside:
+            continue
+        share = inside / len(at_ns)
+        complete = not each.timeline.failure
+        tokens += share * each.tokens if complete else inside * (cell.tokens_per_event or 1)
+        chars += share * each.timeline.chars
+        done += complete and each.end_ns <= stop_ns
+    cell.window_s = window_ns / 1e9
+    cell.otps = tokens / cell.window_s
+    cell.chars_per_s = chars / cell.window_s
+    cell.requests_per_s = done / cell.window_s
+    cell.in_flight = busy_ns / window_ns
+
+
+def _lengths(cell: Cell, good: Sequence[RequestMetrics]) -> None:
+    prompts = [each.timeline.usage.prompt_tokens for each in good]
+    cell.measured_prompt_tokens = _range([each for each in prompts if each is not None])
+    cell.measured_output_tokens = _range([each.tokens for each in good])
+    sources = Counter(each.token_source for each in good)
+    cell.token_source = sources.most_common(1)[0][0] if sources else None
+    events = sum(len(each.timeline.at_ns) for each in good)
+    cell.tokens_per_event = sum(each.tokens for each in good) / events if events else None
+    cached = [each.timeline.usage.cached_tokens for each in good]
+    if any(each is not None for each in cached) and sum(each or 0 for each in prompts):
+        cell.cached_share = sum(each or 0 for each in cached) / sum(each or 0 for each in prompts)
+    opened = [each.connect for each in good if each.connect is not None]
+    if opened:
+        cell.connect_ms = {
+            stage: block(np.array([getattr(each, f"{stage}_ns") / 1e6 for each in opened]))
+            for stage in ("dns", "tcp", "tls")
+        }
+
+
+def _range(counts: Sequence[int]) -> Range | None:
+    if not counts:
+        return None
+    ordered = sorted(counts)
+    return Range(ordered[0], ordered[(len(ordered) - 1) // 2], ordered[-1])
+
+
+def _ruler(good: Sequence[RequestMetrics]) -> Ruler:
+    ruler = Ruler()
+    if not good:
+        return ruler
+    ruler.stamps = "kernel" if all(each.stamps == "kernel" for each in good) else "user"
+    slack_ns = np.concatenate([np.asarray(each.timeline.slack_ns, np.int64) for each in good])
+    ruler.coalesced_share = float((slack_ns > 0).mean())
+    ruler.uncertain_share = float((slack_ns > UNCERTAIN_NS).mean())
+    if ruler.stamps == "kernel":
+        lag_ms = np.sort(np.concatenate([np.asarray(each.lag_ns) for each in good]) / 1e6)
+        ruler.read_lag_ms = {
+            name: stats.quantile(lag_ms, QUANTILES[name]) for name in ("p50", "p99")
+        }
+    return ruler
