@@ -8,9 +8,15 @@ otherwise; floats are seconds (``_s``); milliseconds exist only in a ``Cell`` (`
 """
 
 from array import array
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from msgspec import UNSET, Struct, UnsetType, field
+
+# msgspec wants the bare class, mypy its item type.
+if TYPE_CHECKING:
+    Integers = array[int]
+else:
+    Integers = array
 
 Phase = Literal["warmup", "measured", "cooldown"]
 Stamps = Literal["kernel", "user"]
@@ -34,6 +40,7 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
     key_env: str = "OPENAI_API_KEY"
     ca_file: str = ""
     quantization: str | None = None
+    threads: int | None = None
 
 
 class Load(Struct, frozen=True, kw_only=True):
@@ -75,8 +82,11 @@ class CellFacts(Struct, frozen=True, kw_only=True):
 class Call(Struct, frozen=True):
     """One request, encoded before its clock starts. ``body`` is the JSON document to post."""
 
+    cell: int
     index: int
-    path: str
+    stream: int
+    phase: Phase
+    request_id: str
     body: bytes
 
 
@@ -88,20 +98,25 @@ class Connect(Struct, frozen=True, omit_defaults=True):
     tls_ns: int = 0
 
 
-class Read(Struct, frozen=True, array_like=True):
-    """One read of a socket.
+class Reads(Struct, frozen=True):
+    """The reads of a socket that brought one reply, as columns with one item a read.
 
     ``end`` is how many bytes of the reply's body had arrived after it. ``at_ns`` is the stamp of
     its last segment, from ``Trace.sent_ns``. ``lag_ns`` is how much later the process read it
     (0 without kernel stamps). ``slack_ns`` is how much earlier than ``at_ns`` the read's *first*
-    byte can have arrived: the client polled the socket that long before the stamp, and it was
-    empty. Events that share a read are known to within it.
+    byte can have arrived: the client had last found the socket empty that long before the stamp.
+    Events that share a read are known to within it.
     """
 
-    end: int
-    at_ns: int
-    lag_ns: int
-    slack_ns: int
+    end: Integers
+    at_ns: Integers
+    lag_ns: Integers
+    slack_ns: Integers
+
+
+def no_reads() -> Reads:
+    """The reads of a reply that never came."""
+    return Reads(array("q"), array("q"), array("q"), array("q"))
 
 
 class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -124,7 +139,7 @@ class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: str = ""
     detail: str = ""
     stamps: Stamps = "kernel"
-    reads: list[Read] = field(default_factory=list)
+    reads: Reads = field(default_factory=no_reads)
     body: bytes = b""
 
 
@@ -168,7 +183,7 @@ class Timeline(Struct, frozen=True, kw_only=True):
     """One reply, decoded: its content events with their times, and how the stream ended.
 
     Times are nanoseconds from ``sent_ns``; the arrays run in parallel, one item a content event.
-    ``slack_ns`` bounds how much earlier the event can have arrived (see ``Read``); it is 0 for an
+    ``slack_ns`` bounds how much earlier the event can have arrived (see ``Reads``); it is 0 for an
     event that had a read to itself. ``running_tokens`` is the server's running count of output
     tokens at each event, where it keeps one, and ``token_ids`` how many ids its events carried.
     ``failure`` names the kind of failure, and is empty
@@ -177,9 +192,9 @@ class Timeline(Struct, frozen=True, kw_only=True):
 
     first_event_ns: int | None = None
     first_answer_ns: int | None = None
-    at_ns: array[int]
-    slack_ns: array[int]
-    running_tokens: array[int] | None = None
+    at_ns: Integers
+    slack_ns: Integers
+    running_tokens: Integers | None = None
     token_ids: int | None = None
     chars: int = 0
     usage: Usage = Usage()
@@ -206,7 +221,7 @@ class RequestMetrics(Struct, frozen=True, kw_only=True):
     ttfat_s: float | None = None
     e2e_s: float | None = None
     tpot_s: float | None = None
-    lag_ns: array[int]
+    lag_ns: Integers
     stamps: Stamps
     connect: Connect | None = None
     via: str = ""
@@ -223,8 +238,8 @@ class Block(Struct, kw_only=True):
     n: int
     mean: float | None = None
     min: float | None = None
-    p1: float | None | UnsetType = UNSET
-    p5: float | None | UnsetType = UNSET
+    p1: float | UnsetType | None = UNSET
+    p5: float | UnsetType | None = UNSET
     p50: float | None = None
     p90: float | None = None
     p95: float | None = None

@@ -58,7 +58,7 @@ def parse_chunk(decoder: msgspec.json.Decoder[C], data: bytes, name: str) -> C |
 
 
 def error_message(body: bytes) -> str:
-    """One line of what a server said went wrong, out of the JSON shapes in use, or the text itself."""
+    """One line of what a server said went wrong: out of the JSON shapes in use, or its text."""
     try:
         said: Any = msgspec.json.decode(body)
     except msgspec.DecodeError:

@@ -16,7 +16,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class ServerSentEvent(NamedTuple):
-    """One dispatched event. ``end`` is the offset in the body just past the byte that completed it."""
+    """One dispatched event. ``end`` is the offset just past the byte that completed it."""
 
     end: int
     data: bytes
@@ -24,7 +24,7 @@ class ServerSentEvent(NamedTuple):
 
 
 def parse(body: bytes) -> Iterator[ServerSentEvent]:
-    """Yield the events of ``body`` that carry data; an event cut off by the end is not dispatched."""
+    """Yield the events of ``body`` that carry data; one that the end cuts off is not dispatched."""
     for start, stop, end in _blocks(body, len(_BOM) if body.startswith(_BOM) else 0):
         block = body[start:stop]
         if block.startswith(b"data: ") and b"\n" not in block and b"\r" not in block:

@@ -1,4 +1,4 @@
-"""The gaps between the events of a cell's replies: ICL, and ITL where tokens per event are known."""
+"""The gaps between the events of a cell's replies: ICL, and ITL where each event's tokens show."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -57,7 +57,7 @@ def token_gaps(good: Sequence[RequestMetrics], icl: Gaps) -> TokenGaps:
     # A model that stops by itself counts its end token, which has no text and no event.
     ends = sum(metrics.timeline.finish == "stop" for metrics in good)
     tokens = sum(metrics.tokens for metrics in good)
-    if any(metrics.token_source == "chunks" for metrics in good):
+    if "chunks" in {metrics.token_source for metrics in good}:
         return TokenGaps(None, 0.0, "the server does not count its tokens")
     if min(abs(tokens - events), abs(tokens - ends - events)) > COUNT_TOLERANCE * max(tokens, 1):
         return TokenGaps(None, 0.0, f"{tokens:,} tokens came in {events:,} events")
@@ -69,7 +69,7 @@ def _gaps_by_running_count(good: Sequence[RequestMetrics]) -> TokenGaps:
     imputed = total = 0
     for metrics in good:
         at_ns = np.asarray(metrics.timeline.at_ns, dtype=np.int64)
-        tokens = np.diff(np.asarray(metrics.timeline.running_tokens, dtype=np.int64))
+        tokens: Ints = np.diff(np.array(metrics.timeline.running_tokens, dtype=np.int64))
         fresh = np.concatenate(([True], tokens > 0))  # an event without a new token has no gap
         tokens = tokens[tokens > 0]
         gaps.append(np.repeat(np.diff(at_ns[fresh]) / 1e9 / tokens, tokens))

@@ -1,7 +1,5 @@
 """Trace and Timeline → RequestMetrics: the definitions (docs/metrics.md says them in words)."""
 
-from array import array
-
 from llmbench.records import RequestMetrics, Timeline, Trace
 
 SECOND_NS = 1e9
@@ -26,7 +24,7 @@ def measure(trace: Trace, timeline: Timeline) -> RequestMetrics:
         ttfat_s=_seconds(timeline.first_answer_ns) if good else None,
         e2e_s=last_s,
         tpot_s=decode_s / (tokens - 1) if good and tokens > 1 else None,
-        lag_ns=array("q", [read.lag_ns for read in trace.reads]),
+        lag_ns=trace.reads.lag_ns,
         stamps=trace.stamps,
         connect=trace.connect,
         via=trace.headers.get("via", ""),

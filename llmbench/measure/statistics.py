@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 
 
 def quantile(ordered: Floats, p: float) -> float:
-    """The smallest value that at least a share ``p`` of the ascending ``ordered`` does not exceed."""
+    """The smallest value of the ascending ``ordered`` that a share ``p`` of it does not exceed."""
     return float(ordered[max(math.ceil(len(ordered) * p - 1e-9) - 1, 0)])
 
 

@@ -184,7 +184,7 @@ def _lengths(cell: Cell, good: Sequence[RequestMetrics]) -> None:
     events = sum(len(each.timeline.at_ns) for each in good)
     cell.tokens_per_event = sum(each.tokens for each in good) / events if events else None
     cached = [each.timeline.usage.cached_tokens for each in good]
-    if any(each is not None for each in cached) and sum(each or 0 for each in prompts):
+    if any(each is not None for each in cached) and sum(each or 0 for each in prompts) > 0:
         cell.cached_share = sum(each or 0 for each in cached) / sum(each or 0 for each in prompts)
     opened = [each.connect for each in good if each.connect is not None]
     if opened:

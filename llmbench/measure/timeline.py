@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from llmbench.apis import sse
 from llmbench.apis.chunks import error_message
-from llmbench.records import Event, Kind, Read, Timeline, Trace, Usage
+from llmbench.records import Event, Integers, Kind, Timeline, Trace, Usage
 
 
 def decode(trace: Trace, decode_event: Callable[[bytes, str], Event]) -> Timeline:
@@ -24,26 +24,26 @@ def decode(trace: Trace, decode_event: Callable[[bytes, str], Event]) -> Timelin
     first_event_ns = first_answer_ns = None
     chars = seen = ids = 0
     usage, finish, error = Usage(), "", ""
-    reads = iter(trace.reads)
-    read = content_read = Read(0, 0, 0, 0)
+    ends, stamps_ns, slacks_ns = trace.reads.end, trace.reads.at_ns, trace.reads.slack_ns
+    read, content_read = 0, -1
     for end, data, name in sse.parse(trace.body):
-        while end > read.end:
-            read = next(reads)
+        while end > ends[read]:
+            read += 1
         kind, text, tokens, event_usage, event_finish, event_error = decode_event(data, name)
         seen |= kind
         if first_event_ns is None:
-            first_event_ns = read.at_ns
+            first_event_ns = stamps_ns[read]
         if event_usage is not None:
             usage = event_usage
         if tokens is not None:
             ids += tokens
         if kind & Kind.GENERATED:
             if first_answer_ns is None and kind & Kind.ANSWER:
-                first_answer_ns = read.at_ns
-            if read is content_read:
-                slack_ns[-1] = read.slack_ns
+                first_answer_ns = stamps_ns[read]
+            if read == content_read:
+                slack_ns[-1] = slacks_ns[read]
             content_read = read
-            at_ns.append(read.at_ns)
+            at_ns.append(stamps_ns[read])
             slack_ns.append(0)
             running.append(ids or usage.completion_tokens or 0)
             chars += len(text)
@@ -65,13 +65,17 @@ def decode(trace: Trace, decode_event: Callable[[bytes, str], Event]) -> Timelin
     )
 
 
-def _counts(running: array[int]) -> bool:
+def _counts(running: Integers) -> bool:
     """Whether the server kept a running count: it was there from the first content event on."""
     return bool(running) and running[0] > 0
 
 
 def _is_event_stream(trace: Trace) -> bool:
-    return trace.headers.get("content-type", "").startswith("text/event-stream")
+    headers = trace.headers
+    return (
+        headers.get("content-type", "").startswith("text/event-stream")
+        and headers.get("content-encoding", "identity") == "identity"
+    )
 
 
 def _failed_without_a_stream(trace: Trace) -> tuple[str, str]:
@@ -83,7 +87,9 @@ def _failed_without_a_stream(trace: Trace) -> tuple[str, str]:
         if retry_after := trace.headers.get("retry-after"):
             detail += f" (Retry-After: {retry_after})"
         return f"http-{trace.status}", detail
-    content_type = trace.headers.get("content-type", "no content type")
+    content_type = trace.headers.get("content-type", "of no stated type")
+    if encoding := trace.headers.get("content-encoding"):
+        content_type = f"{encoding}-encoded {content_type}"
     return "not-a-stream", f"the reply is {content_type}, not text/event-stream"
 
 

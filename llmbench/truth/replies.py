@@ -6,6 +6,7 @@ send unless the script parts them.
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from http import HTTPStatus
 from random import Random
 from typing import Any, Literal
@@ -28,9 +29,11 @@ Step = tuple[int, bytes, int]
 Ending = Literal["complete", "truncated", "reset", "hung"]
 
 # Words need no JSON escapes, so that they can be pasted between quotes.
-_WORDS = " The ruler knows its own error , so you can trust what it reads .".encode().split()
+_WORDS = b" The ruler knows its own error , so you can trust what it reads .".split()
 _PLAIN = tuple(word if word in b",." else b" " + word for word in _WORDS)
 _FOREIGN = tuple(f" {word}".encode() for word in ("naïve", "光", "Ωmega", "🙂", "señal", "время"))
+
+_TAIL = b',"logprobs":null,"finish_reason":null}]'
 
 _encode = msgspec.json.encode
 
@@ -104,6 +107,45 @@ def _head(script: Script, status: int, content_type: str, keep_alive: bool, extr
     return f"{head}\r\n{close}{extra}\r\n".encode()
 
 
+def _text(script: Script, start: int, stop: int) -> bytes:
+    """The text of the tokens from ``start`` to ``stop``."""
+    words = _FOREIGN if script.split_bytes else _PLAIN
+    return b"".join([words[i % len(words)] for i in range(start, stop)])
+
+
+@lru_cache(64)
+def _token_fields(script: Script, chat: bool, tokens: int) -> list[bytes]:
+    """What the token events of all replies of ``tokens`` tokens share: a choice, from its delta."""
+    step = script.tokens_per_event
+    starts = range(0, tokens, step)
+    return [_field(script, chat, start, min(start + step, tokens), tokens) for start in starts]
+
+
+def _field(script: Script, chat: bool, start: int, stop: int, tokens: int) -> bytes:
+    text = _text(script, start, stop)
+    if not chat:
+        field = b'"text":"' + text + b'"'
+    elif start < script.reasoning_tokens:
+        field = b'"delta":{"reasoning_content":"' + text + b'"}'
+    elif script.tool_call:
+        call = _tool_call(script, start, stop == tokens, text.decode())
+        field = b'"delta":' + _encode({"tool_calls": [call]})
+    else:
+        field = b'"delta":{"content":"' + text + b'"}'
+    return field + _TAIL
+
+
+def _tool_call(script: Script, start: int, last: bool, text: str) -> dict[str, Any]:
+    step = script.tokens_per_event
+    first = start == -(-script.reasoning_tokens // step) * step
+    opening, closing = '{"text":"' if first else "", '"}' if last else ""
+    function = {"arguments": opening + text + closing}
+    if not first:
+        return {"index": 0, "function": function}
+    function["name"] = "say"
+    return {"index": 0, "id": "call_0", "type": "function", "function": function}
+
+
 class _Writer:
     """Writes the JSON of one reply as vLLM does, with no more than pasting for each token."""
 
@@ -111,12 +153,10 @@ class _Writer:
         self.script = script
         self.request = request
         self.chat = request.chat
-        self.words = _FOREIGN if script.split_bytes else _PLAIN
         self.tokens, self.finish = answer_tokens(script, request)
         if script.tool_call and self.chat:
             self.finish = "tool_calls"
         self.running_usage = request.continuous_usage and not script.missing_usage
-        self.tail = b',"logprobs":null,"finish_reason":null}]'
         self.envelope = self._envelope(stream=True)
         self.opening = _encode(self.envelope)[:-1] + b',"choices":[{"index":0,'
 
@@ -131,11 +171,6 @@ class _Writer:
             "created": self.request.created,
             "model": self.request.model,
         }
-
-    def text(self, start: int, stop: int) -> bytes:
-        """The text of the tokens from ``start`` to ``stop``."""
-        words = self.words
-        return b"".join([words[i % len(words)] for i in range(start, stop)])
 
     def usage(self, tokens: int) -> dict[str, Any]:
         """The usage object after ``tokens`` tokens."""
@@ -157,34 +192,19 @@ class _Writer:
     def role(self) -> bytes:
         """The role-only event."""
         field = b'"delta":{"role":"assistant","content":""}' if self.chat else b'"text":""'
-        return self.opening + field + self.tail + self._close(0)
+        return self.opening + field + _TAIL + self._close(0)
 
-    def token_events(self) -> Iterator[bytes]:
+    def token_events(self) -> list[bytes]:
         """The events that carry tokens, in order."""
-        step = self.script.tokens_per_event
-        for start in range(0, self.tokens, step):
-            stop = min(start + step, self.tokens)
-            yield self.opening + self._field(start, stop) + self.tail + self._close(stop)
-
-    def _field(self, start: int, stop: int) -> bytes:
-        text = self.text(start, stop)
-        if not self.chat:
-            return b'"text":"' + text + b'"'
-        if start < self.script.reasoning_tokens:
-            return b'"delta":{"reasoning_content":"' + text + b'"}'
-        if self.script.tool_call:
-            return b'"delta":' + _encode({"tool_calls": [self._tool(start, stop, text)]})
-        return b'"delta":{"content":"' + text + b'"}'
-
-    def _tool(self, start: int, stop: int, text: bytes) -> dict[str, Any]:
-        step = self.script.tokens_per_event
-        first = start == -(-self.script.reasoning_tokens // step) * step
-        opening, closing = '{"text":"' if first else "", '"}' if stop == self.tokens else ""
-        function = {"arguments": opening + text.decode() + closing}
-        if not first:
-            return {"index": 0, "function": function}
-        function["name"] = "say"
-        return {"index": 0, "id": "call_0", "type": "function", "function": function}
+        opening, step = self.opening, self.script.tokens_per_event
+        fields = _token_fields(self.script, self.chat, self.tokens)
+        if not self.running_usage:
+            return [opening + field + b"}" for field in fields]
+        counts = [min(n, self.tokens) for n in range(step, self.tokens + step, step)]
+        return [
+            opening + field + self._close(count)
+            for field, count in zip(fields, counts, strict=True)
+        ]
 
     def closing_events(self) -> Iterator[bytes]:
         """The finish, the usage and ``[DONE]``."""
@@ -200,13 +220,13 @@ class _Writer:
         """The whole reply as one JSON document."""
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": self.finish}
         reasoning = min(self.script.reasoning_tokens, self.tokens) if self.chat else 0
-        text = self.text(reasoning, self.tokens)
+        text = _text(self.script, reasoning, self.tokens)
         if not self.chat:
             choice["text"] = text.decode()
         else:
             message: dict[str, Any] = {"role": "assistant", "content": text.decode()}
             if reasoning:
-                message["reasoning_content"] = self.text(0, reasoning).decode()
+                message["reasoning_content"] = _text(self.script, 0, reasoning).decode()
             if self.script.tool_call:
                 call = {"name": "say", "arguments": _encode({"text": text.decode()}).decode()}
                 message["content"] = None
@@ -235,7 +255,7 @@ def _plain(script: Script, request: Request, rng: Random) -> Plan:
 
 def _streamed(script: Script, request: Request, rng: Random) -> Plan:
     writer = _Writer(script, request)
-    payloads = list(writer.token_events())
+    payloads = writer.token_events()
     dues = schedule_ns(script, len(payloads), rng)
     first = 0
     if script.role_first:

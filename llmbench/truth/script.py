@@ -15,13 +15,13 @@ from msgspec import Meta, Struct
 CHAT_OVERHEAD_TOKENS = 10
 NS_PER_MS = 1_000_000
 
-_OPENAI_FIELDS = frozenset(
-    "model messages prompt stream stream_options max_tokens max_completion_tokens temperature "
-    "top_p n stop seed user frequency_penalty presence_penalty logit_bias logprobs top_logprobs "
-    "response_format tools tool_choice parallel_tool_calls reasoning_effort metadata store "
-    "service_tier suffix echo best_of modalities prediction safety_identifier prompt_cache_key "
-    "verbosity include_usage include_obfuscation".split()
-)
+_OPENAI_FIELDS = """
+    model messages prompt stream stream_options max_tokens max_completion_tokens temperature top_p
+    n stop seed user frequency_penalty presence_penalty logit_bias logprobs top_logprobs
+    response_format tools tool_choice parallel_tool_calls reasoning_effort metadata store suffix
+    echo best_of modalities prediction service_tier safety_identifier prompt_cache_key verbosity
+    include_usage include_obfuscation
+""".split()  # noqa: SIM905  easier to read than forty quotes
 
 
 def _ms(text: str) -> Meta:
@@ -34,6 +34,9 @@ def _count(text: str, least: int = 0) -> Meta:
 
 def _say(text: str) -> Meta:
     return Meta(description=text)
+
+
+_Place = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
 
 class Script(Struct, frozen=True, kw_only=True):
@@ -69,10 +72,10 @@ class Script(Struct, frozen=True, kw_only=True):
     comments: Annotated[bool, _say("': ping' lines in the stream, from before its start")] = False
     no_space: Annotated[bool, _say("no space after 'data:'")] = False
 
-    error_at: Annotated[int | None, _count("an error event after N events ends it")] = None
-    truncate_at: Annotated[int | None, _count("close mid-stream after N events")] = None
-    reset_at: Annotated[int | None, _count("reset the connection after N events")] = None
-    hang_at: Annotated[int | None, _count("send nothing more after N events")] = None
+    error_at: Annotated[_Place | None, _say("an error event after N events ends it")] = None
+    truncate_at: Annotated[_Place | None, _say("close mid-stream after N events")] = None
+    reset_at: Annotated[_Place | None, _say("reset the connection after N events")] = None
+    hang_at: Annotated[_Place | None, _say("send nothing more after N events")] = None
     status: Annotated[int, Meta(ge=200, le=599, description="every reply's HTTP status")] = 200
     retry_after_s: Annotated[int, _count("the Retry-After of status 429")] = 1
     html: Annotated[bool, _say("answer 200 with an HTML page")] = False
@@ -114,9 +117,15 @@ class Refusal(Exception):  # noqa: N818  a reply, not a fault of ours
 
 
 def read_request(
-    script: Script, chat: bool, body: bytes, *, id: str, created: int = 0, keep_alive: bool = True
+    script: Script,
+    chat: bool,
+    body: bytes,
+    *,
+    request_id: str,
+    created: int = 0,
+    keep_alive: bool = True,
 ) -> Request:
-    """Read a request's JSON ``body``; raise ``Refusal`` where the script or the shape forbids it."""
+    """Read a request's JSON ``body``; raise ``Refusal`` if the script or the shape forbids it."""
     try:
         fields = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -129,7 +138,7 @@ def read_request(
     if script.reject_unknown:
         _refuse_unknown([*fields, *options])
     request = Request(
-        id=id,
+        id=request_id,
         chat=chat,
         model=str(fields.get("model") or script.model),
         prompt_tokens=prompt_tokens(fields, chat),

@@ -1,0 +1,217 @@
+"""The commands. Nothing heavy is imported before it is needed: ``--help`` answers at once."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmbench import __version__
+from llmbench.errors import UserError
+
+if TYPE_CHECKING:
+    from llmbench.records import Cell
+    from llmbench.store import Run
+
+GOOD, WRONG_USAGE, NOTHING_MEASURED, CELL_FAILED, INTERRUPTED = 0, 2, 3, 4, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code says how it went."""
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+    except UserError as problem:
+        print(f"llmbench: {problem}", file=sys.stderr)
+        return problem.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return GOOD
+    return code
+
+
+# ── the commands ─────────────────────────────────────────────────────────────────────────────────
+
+
+def sweep(args: argparse.Namespace) -> int:
+    """Measure every target × concurrency × prompt length, and print one table."""
+    from llmbench import host
+    from llmbench.config import load_sweep
+    from llmbench.drive.sweep import SweepRun
+    from llmbench.report.live import LiveView
+    from llmbench.store import RunDirectory
+
+    settings = load_sweep(_given(args), args.config)
+    directory = RunDirectory.create(settings, settings.targets(), host.describe())
+    run = SweepRun(directory, LiveView())
+    try:
+        run.run()
+    finally:
+        if run.cells:
+            _print_cells(directory.run, run.cells, settings.format)
+            print(f"evidence: {directory.path}", file=sys.stderr)
+    return INTERRUPTED if run.interrupted else _exit_code(run.cells)
+
+
+def report(args: argparse.Namespace) -> int:
+    """Work out every figure again from what a run stored, and print the table."""
+    from itertools import groupby
+
+    from llmbench.measure.cell import measure_cell
+    from llmbench.store import RunDirectory
+
+    directory = RunDirectory.open(args.run_dir)
+    facts = {each.cell: each for each in directory.run.cells}
+    measured = {}
+    for number, traces in groupby(directory.traces(), key=lambda trace: trace.cell):
+        if number in facts:
+            target = directory.run.targets[facts[number].target]
+            measured[number] = measure_cell(target, facts[number], traces)
+    cells = [
+        measured[number] if number in measured else measure_cell(target, each, ())
+        for number, each in sorted(facts.items())
+        for target in [directory.run.targets[each.target]]
+    ]
+    if not cells:
+        raise UserError(f"{args.run_dir}: no cell was finished")
+    directory.save_summary(cells)
+    _print_cells(directory.run, cells, args.format)
+    return _exit_code(cells)
+
+
+def truth_server(args: argparse.Namespace) -> int:
+    """Serve streams whose send times are known, and log them."""
+    from llmbench.truth.server import run_from
+
+    return run_from(args)
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that the user gave, by their names in the configuration."""
+    own = {"command", "config", "run"}
+    return {key: value for key, value in vars(args).items() if key not in own}
+
+
+def _print_cells(run: "Run", cells: Sequence["Cell"], style: str) -> None:
+    if style == "json":
+        from llmbench.store import summary_json
+
+        sys.stdout.write(summary_json(run, list(cells)).decode())
+    else:
+        from llmbench.report import RENDERERS
+
+        sys.stdout.write(RENDERERS[style](cells))
+    sys.stdout.flush()
+
+
+def _exit_code(cells: Sequence["Cell"]) -> int:
+    if not any(cell.requests.ok for cell in cells):
+        return NOTHING_MEASURED
+    if any(cell.verdict != "valid" or cell.requests.failed for cell in cells):
+        return CELL_FAILED
+    return GOOD
+
+
+# ── the flags ────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """One line, without the usage that argparse puts before it."""
+        self.exit(WRONG_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="llmbench",
+        description="The ruler for LLM token latency.",
+        epilog="exit codes: 0 good; 2 wrong usage; 3 nothing could be measured; "
+        "4 a cell is invalid or had failures; 130 interrupted",
+    )
+    parser.add_argument("--version", action="version", version=f"llmbench {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _sweep_flags(_command(commands, "sweep", sweep))
+    from llmbench.truth import flags as truth_flags
+
+    serve = _command(commands, "truth-server", truth_server)
+    truth_flags.add_flags(serve)
+    truth_flags.add_server_flags(serve)
+    again = _command(commands, "report", report)
+    again.add_argument("run_dir", type=Path, metavar="RUN", help="a run directory")
+    again.add_argument("--format", choices=_formats(), default="table")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any) -> argparse.ArgumentParser:
+    doc = (run.__doc__ or "").strip()
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=doc[0].lower() + doc[1:].rstrip("."), description=doc
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _sweep_flags(parser: argparse.ArgumentParser) -> None:
+    """Only what the user gives is set; every default lives in the configuration."""
+    from llmbench.lists import counts, words
+
+    def flag(name: str, text: str, **options: Any) -> None:
+        parser.add_argument(name, default=argparse.SUPPRESS, help=text, **options)
+
+    flag(
+        "--target",
+        "a URL (http://host:8000, with or without /v1) or an engine "
+        "(llamacpp:FILE.gguf); repeat for several; options after '?', as in "
+        "'https://host?model=m&key_env=MY_KEY&name=prod'; default: the embedded engine",
+        action="append",
+        metavar="T",
+    )
+    flag("--model", "model to ask for; default: the one that the server lists", metavar="M")
+    flag("--api", "which API to speak (default: chat)", choices=("chat", "completions"))
+    flag(
+        "--client",
+        "wire (the default), aiohttp, openai; several make a dimension of the grid",
+        type=words,
+        metavar="C,…",
+    )
+    flag("--concurrency", "requests in flight (default: 1,8,32)", type=counts, metavar="N,…")
+    flag(
+        "--prompt-tokens",
+        "prompt lengths, as the server counts them (default: 128; 64 for the embedded engine)",
+        type=counts,
+        metavar="N,…",
+    )
+    flag(
+        "--output-tokens",
+        "length of the replies (default: 128; 32 for the embedded engine)",
+        type=int,
+        metavar="N",
+    )
+    flag(
+        "--requests",
+        "measured requests a cell (default: 80, or two a stream)",
+        type=int,
+        metavar="N",
+    )
+    flag("--duration", "measure each cell for S seconds instead", type=float, metavar="S")
+    flag("--warmup", "requests before each window (default: one a stream)", type=int, metavar="N")
+    flag("--timeout", "seconds until a request has failed (default: 300)", type=float, metavar="S")
+    flag(
+        "--api-key-env",
+        "environment variable with the API key (default: OPENAI_API_KEY)",
+        metavar="NAME",
+    )
+    flag("--ca-file", "certificates to trust, in PEM, instead of the system's", metavar="FILE")
+    flag("--out", "run directory (default: results/<time>-<name>)", metavar="DIR")
+    flag("--format", "what to print (default: table)", choices=_formats())
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="a TOML file with these flags as keys; flags win over it",
+    )
+
+
+def _formats() -> tuple[str, ...]:
+    return ("table", "markdown", "csv", "json")

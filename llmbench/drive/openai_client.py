@@ -1,0 +1,115 @@
+"""The openai SDK as the client: what an application on it sees. Its retries are off.
+
+A stamp is taken where the SDK hands over a chunk, so it holds what the SDK spends on parsing. The
+chunks are kept as they are and written back to bytes when the cell is over.
+"""
+
+import asyncio
+import time
+from array import array
+from typing import Any
+
+import msgspec
+import openai
+
+from llmbench.drive.client import Recording, keep_header
+from llmbench.drive.clock import Clock
+from llmbench.drive.endpoint import Endpoint
+from llmbench.records import Call, Integers, Trace
+
+_PARAMETERS = frozenset(
+    [
+        "max_completion_tokens",
+        "max_tokens",
+        "messages",
+        "model",
+        "prompt",
+        "stream",
+        "stream_options",
+        "temperature",
+    ]
+)
+
+
+class OpenAIClient:
+    """One ``AsyncOpenAI`` for the whole load."""
+
+    def __init__(self, endpoint: Endpoint, path: str, timeout_s: float, clock: Clock) -> None:
+        self._clock = clock
+        self._sdk = openai.AsyncOpenAI(
+            api_key=endpoint.key or "none",
+            base_url=endpoint.url,
+            max_retries=0,
+            timeout=timeout_s,
+            http_client=openai.DefaultAsyncHttpxClient(verify=endpoint.tls or True),
+        )
+        chat = path == "/chat/completions"
+        self._create: Any = (self._sdk.chat if chat else self._sdk).completions.create
+        self._chunks: dict[int, list[Any]] = {}
+
+    async def open(self) -> None:
+        """Nothing to do: the SDK opens a connection when a request needs one."""
+
+    async def exchange(self, call: Call) -> Trace:
+        recording = Recording("user")
+        chunks = self._chunks[call.index] = []
+        error = detail = ""
+        try:
+            await self._stream(call, recording, chunks)
+        except asyncio.CancelledError:
+            error = "cancelled"
+        except openai.APIStatusError as refusal:
+            recording.status = refusal.status_code
+            recording.add(refusal.response.content, time.monotonic_ns())
+            for name, value in refusal.response.headers.items():
+                keep_header(recording.headers, name, value)
+        except openai.APITimeoutError:
+            error, detail = "timeout", "the reply did not end in time"
+        except openai.APIConnectionError as problem:
+            error, detail = "connect", str(problem.__cause__ or problem)
+        except openai.APIError as problem:
+            error, detail = "stream-error", problem.message
+        except Exception as problem:
+            # The SDK lets its transport's errors through once the reply streams, and no name for
+            # them is part of its interface.
+            error, detail = "truncated", str(problem) or type(problem).__name__
+        return recording.trace(call, self._clock.zero_ns, time.monotonic_ns(), error, detail)
+
+    async def _stream(self, call: Call, recording: Recording, chunks: list[Any]) -> None:
+        fields: dict[str, Any] = msgspec.json.decode(call.body)
+        known = {name: fields.pop(name) for name in _PARAMETERS & fields.keys()}
+        recording.sent_ns = time.monotonic_ns()
+        stream = await self._create(
+            **known, extra_body=fields, extra_headers={"X-Request-Id": call.request_id}
+        )
+        recording.status = stream.response.status_code
+        for name, value in stream.response.headers.items():
+            keep_header(recording.headers, name, value)
+        async for chunk in stream:
+            recording.add(b"", time.monotonic_ns())
+            chunks.append(chunk)
+
+    def settle(self, traces: list[Trace]) -> list[Trace]:
+        """Write each trace's chunks back to the bytes of an event stream."""
+        return [self._with_body(trace, self._chunks.pop(trace.index, [])) for trace in traces]
+
+    @staticmethod
+    def _with_body(trace: Trace, chunks: list[Any]) -> Trace:
+        if not chunks:
+            return trace
+        pieces = [b"data: %b\n\n" % _json(chunk) for chunk in chunks]
+        end: Integers = array("q")
+        size = 0
+        for piece in pieces:
+            size += len(piece)
+            end.append(size)
+        reads = msgspec.structs.replace(trace.reads, end=end)
+        return msgspec.structs.replace(trace, reads=reads, body=b"".join(pieces))
+
+    async def close(self) -> None:
+        await self._sdk.close()
+
+
+def _json(chunk: Any) -> bytes:
+    text: str = chunk.model_dump_json(exclude_unset=True)
+    return text.encode()

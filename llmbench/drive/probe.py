@@ -1,0 +1,194 @@
+"""What must be known of a target before it is timed: its model, its dialect, how it counts prompts.
+
+Nothing here is timed, so aiohttp does it. Every failure is one line that names the target.
+"""
+
+import time
+from array import array
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+
+from llmbench.apis import APIS
+from llmbench.apis.chunks import error_message
+from llmbench.apis.dialect import DIALECTS, Dialect
+from llmbench.drive.aiohttp_client import failure, session
+from llmbench.drive.endpoint import Endpoint
+from llmbench.errors import Unmeasurable, UserError
+from llmbench.measure.timeline import decode
+from llmbench.plan import prompts
+from llmbench.records import Reads, Target, Timeline, Trace
+
+PROBE_TIMEOUT_S = 120.0
+MOST_GUESSES = 12
+LENGTH_TOLERANCE = 0.02
+
+
+class Reply(Struct, frozen=True):
+    """A probe's reply: what it said, and how long it took, roughly."""
+
+    timeline: Timeline
+    took_s: float
+    server: str
+
+
+class Fit(Struct, frozen=True):
+    """A prompt of the asked length: so many words, which the server counts as ``tokens``.
+
+    ``tokens`` is ``None`` where the server does not count, and the words are a guess.
+    """
+
+    words: int
+    tokens: int | None
+
+
+class Probe:
+    """Asks one target one thing at a time. Use as an async context manager."""
+
+    def __init__(self, target: Target, endpoint: Endpoint, salt: str) -> None:
+        self._target = target
+        self._endpoint = endpoint
+        self._salt = salt
+        self._asked = 0
+        self._api = APIS[target.api]
+        self.model = target.model
+        self.dialect = DIALECTS[0]
+        self.server = ""
+
+    async def __aenter__(self) -> "Probe":
+        self._session = session(self._endpoint, PROBE_TIMEOUT_S)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def find_model(self) -> str:
+        """The model to ask for: the user's, else the only one the server lists."""
+        if self.model:
+            return self.model
+        url = f"{self._endpoint.url}/models"
+        try:
+            async with self._session.get(url) as reply:
+                body = await reply.read()
+                if reply.status in (401, 403):
+                    raise self._unmeasurable(self._refusal(reply.status, body))
+                listed = _model_ids(body) if reply.status == 200 else []
+        except (aiohttp.ClientError, OSError) as problem:
+            raise self._unreachable(problem) from None
+        if len(listed) == 1:
+            self.model = listed[0]
+            return self.model
+        if listed:
+            some = ", ".join(sorted(listed)[:8]) + (", …" if len(listed) > 8 else "")
+            raise UserError(
+                f"{self._target.name} serves {len(listed)} models, choose one with --model: {some}"
+            )
+        raise self._unmeasurable(f"{url} lists no model; name one with --model")
+
+    async def find_dialect(self) -> Dialect:
+        """The most exact dialect that the server takes, tried on a short prompt."""
+        problem: Unmeasurable | None = None
+        for self.dialect in DIALECTS:
+            try:
+                await self.ask(words=8, output_tokens=2)
+            except _BadRequest as refusal:
+                problem = refusal
+            else:
+                return self.dialect
+        assert problem is not None
+        raise problem
+
+    async def fit_prompt(self, wanted: int) -> Fit:
+        """A prompt that the server counts as ``wanted`` tokens, template and nonce included."""
+        fit = prompts.LengthFit(wanted)
+        for _ in range(MOST_GUESSES):
+            words = fit.guess()
+            if words is None:
+                break
+            reply = await self.ask(words=words, output_tokens=1)
+            tokens = reply.timeline.usage.prompt_tokens
+            if tokens is None:
+                return Fit(round(wanted * 0.75), None)
+            fit.add(words, tokens)
+        words, tokens = fit.best
+        if abs(tokens - wanted) > max(LENGTH_TOLERANCE * wanted, 2):
+            raise self._unmeasurable(
+                f"no prompt of {wanted} tokens can be made: the nearest that the server counts has "
+                f"{tokens} (its chat template included)"
+            )
+        return Fit(words, tokens)
+
+    async def ask(self, *, words: int, output_tokens: int) -> Reply:
+        """One request, its reply decoded. Raises ``Unmeasurable`` for anything but a good one."""
+        self._asked += 1
+        prompt = f"{prompts.nonce(self._salt, -1, self._asked)} {prompts.passage(words)}"
+        body = self._api.encode(self.model, prompt, output_tokens, self.dialect)
+        url = self._endpoint.url + self._api.path
+        began_s = time.monotonic()
+        try:
+            async with self._session.post(url, data=body) as reply:
+                content = await reply.read()
+        except (aiohttp.ClientError, OSError) as problem:
+            raise self._unreachable(problem) from None
+        took_s = time.monotonic() - began_s
+        if reply.status in (400, 422):
+            raise _BadRequest(f"{self._target.name}: {self._refusal(reply.status, content)}")
+        if reply.status != 200:
+            raise self._unmeasurable(
+                self._refusal(reply.status, content, reply.headers.get("Retry-After"))
+            )
+        trace = _as_trace(reply.status, dict(reply.headers), content)
+        timeline = decode(trace, self._api.decode)
+        if timeline.failure and timeline.failure != "empty":
+            raise self._unmeasurable(f"{url}: {timeline.detail}")
+        self.server = reply.headers.get("Server", "")
+        return Reply(timeline, took_s, self.server)
+
+    def _refusal(self, status: int, body: bytes, retry_after: str | None = None) -> str:
+        said = error_message(body)
+        hint = ""
+        if status in (401, 403):
+            hint = f" (the key comes from {self._target.key_env})"
+        elif status == 404:
+            hint = f" (model '{self.model}', {self._endpoint.url}{self._api.path})"
+        elif status == 429:
+            hint = f" (Retry-After: {retry_after or 'not said'})"
+        return f"the server answered {status}: {said}{hint}"
+
+    def _unmeasurable(self, words: str) -> Unmeasurable:
+        return Unmeasurable(f"{self._target.name}: {words}")
+
+    def _unreachable(self, problem: Exception) -> Unmeasurable:
+        kind, detail = failure(problem, replying=False)
+        return self._unmeasurable(f"cannot reach {self._endpoint.url} ({kind}: {detail})")
+
+
+class _BadRequest(Unmeasurable):
+    """The server did not take the request: perhaps a plainer dialect will do."""
+
+
+def _model_ids(body: bytes) -> list[str]:
+    try:
+        listed = msgspec.json.decode(body)
+        return [str(model["id"]) for model in listed["data"]]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return []
+
+
+def _as_trace(status: int, headers: dict[str, str], body: bytes) -> Trace:
+    """A reply read at once, as a trace without times."""
+    end, zero = array("q", [len(body)]), array("q", [0])
+    return Trace(
+        cell=-1,
+        index=0,
+        stream=0,
+        phase="warmup",
+        sent_ns=0,
+        end_ns=0,
+        status=status,
+        headers={name.lower(): value for name, value in headers.items()},
+        stamps="user",
+        reads=Reads(end, zero, zero, zero),
+        body=body,
+    )

@@ -1,0 +1,183 @@
+"""Sweep → a run directory: reach each target, run its cells, store each before the next."""
+
+import asyncio
+import secrets
+import signal
+from itertools import groupby
+from typing import Protocol
+
+import msgspec
+
+from llmbench.apis import APIS
+from llmbench.drive.client import Client
+from llmbench.drive.clock import Clock, StampingSelector
+from llmbench.drive.closed_loop import ClosedLoop, Progress
+from llmbench.drive.reach import Reached, reach
+from llmbench.drive.wire import WireClient
+from llmbench.errors import Unmeasurable
+from llmbench.measure.cell import measure_cell
+from llmbench.plan import prompts
+from llmbench.plan.grid import grid
+from llmbench.records import Call, Cell, CellFacts, Load, Phase, Target, Trace
+from llmbench.store import RunDirectory
+
+REFRESH_S = 0.5
+
+
+class View(Protocol):
+    """Shows a person how the run gets on; what is measured does not depend on it."""
+
+    live: bool
+
+    def say(self, line: str) -> None:
+        """One line about the run."""
+
+    def progress(self, target: str, load: Load, progress: Progress) -> None:
+        """Where the running cell stands."""
+
+    def cell_over(self) -> None:
+        """The running cell has ended."""
+
+
+class SweepRun:
+    """One run of a sweep: ``cells`` grows as they are measured."""
+
+    def __init__(self, directory: RunDirectory, view: View) -> None:
+        self._directory = directory
+        self._view = view
+        self._sweep = directory.run.sweep
+        self._salt = secrets.token_hex(8)
+        self._selector = StampingSelector()
+        self._clock = Clock()
+        self._running: ClosedLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.interrupted = False
+        self.cells: list[Cell] = []
+
+    def run(self) -> None:
+        """Run every cell; Ctrl-C ends the run in good order. Raises ``UserError``."""
+        selector = self._selector
+        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+            try:
+                runner.run(self._until_interrupted())
+            finally:
+                self._clock.close()
+                self._directory.finish(interrupted=self.interrupted)
+
+    async def _until_interrupted(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupt)
+        self._task = asyncio.create_task(self._measure_targets())
+        try:
+            await self._task
+        except asyncio.CancelledError:
+            if not self.interrupted:
+                raise
+
+    def _interrupt(self) -> None:
+        """End the running cell and keep what it has; the second time, just end."""
+        if self._running is not None and not self.interrupted:
+            self._running.interrupt("interrupted: requests in flight count as never answered")
+        elif self._task is not None:
+            self._task.cancel()
+        self.interrupted = True
+
+    async def _measure_targets(self) -> None:
+        targets = self._directory.run.targets
+        for number, plans in groupby(grid(self._sweep), key=lambda plan: plan.target):
+            await self._measure_target(number, targets[number], list(plans))
+            if self.interrupted:
+                return
+
+    async def _measure_target(self, number: int, target: Target, plans: list[CellFacts]) -> None:
+        loads = [plan.load for plan in plans]
+        if target.engine:
+            self._view.say(f"starting {target.name}")
+        try:
+            async with reach(
+                target, loads, self._salt, self._directory.path, self._view.live
+            ) as reached:
+                self._directory.run.targets[number] = reached.target
+                for _, same in groupby(plans, key=lambda plan: plan.load.prompt_tokens):
+                    await self._measure_length(reached, list(same))
+                    if self.interrupted:
+                        return
+        except Unmeasurable as problem:
+            self._skip(plans, target, problem)
+
+    async def _measure_length(self, reached: Reached, plans: list[CellFacts]) -> None:
+        """Run the cells that share a prompt length."""
+        load = plans[0].load
+        try:
+            fit = await reached.probe.fit_prompt(load.prompt_tokens)
+            shape = await reached.probe.ask(words=fit.words, output_tokens=load.output_tokens)
+        except Unmeasurable as problem:
+            self._skip([reached.facts(plan) for plan in plans], reached.target, problem)
+            return
+        for plan in plans:
+            await self._measure_cell(reached, reached.facts(plan), fit.words, shape.took_s)
+            if self.interrupted:
+                return
+
+    async def _measure_cell(
+        self, reached: Reached, facts: CellFacts, words: int, request_s: float
+    ) -> None:
+        target, api = reached.target, APIS[reached.target.api]
+        passage = prompts.passage(words)
+
+        def make_call(index: int, stream: int, phase: Phase) -> Call:
+            prompt = f"{prompts.nonce(self._salt, facts.cell, index)} {passage}"
+            body = api.encode(target.model, prompt, facts.load.output_tokens, reached.dialect)
+            request_id = f"llmbench-{self._salt}-{facts.cell}-{index}"
+            return Call(facts.cell, index, stream, phase, request_id, body)
+
+        client = self._client(facts, reached, api.path)
+        running = self._running = ClosedLoop(facts.load, client, make_call, request_s)
+        watch = asyncio.create_task(self._watch(target.name, running))
+        try:
+            await client.open()
+            await running.run(self._clock)
+        finally:
+            self._running = None
+            watch.cancel()
+            self._view.cell_over()
+            await client.close()
+        facts = msgspec.structs.replace(facts, stopped=running.stopped)
+        self._keep(facts, target, client.settle(running.traces))
+
+    def _client(self, facts: CellFacts, reached: Reached, path: str) -> Client:
+        where, timeout_s, clock = reached.endpoint, self._sweep.timeout, self._clock
+        match facts.client:
+            case "aiohttp":
+                from llmbench.drive.aiohttp_client import AiohttpClient
+
+                return AiohttpClient(where, path, timeout_s, clock)
+            case "openai":
+                from llmbench.drive.openai_client import OpenAIClient
+
+                return OpenAIClient(where, path, timeout_s, clock)
+            case _:
+                streams = facts.load.concurrency
+                return WireClient(where, path, streams, timeout_s, clock, self._selector)
+
+    async def _watch(self, target: str, running: ClosedLoop) -> None:
+        while self._view.live:
+            self._view.progress(target, running.load, running.progress)
+            await asyncio.sleep(REFRESH_S)
+
+    # ── what is kept ─────────────────────────────────────────────────────────────────────────────
+
+    def _keep(self, facts: CellFacts, target: Target, traces: list[Trace]) -> None:
+        self._directory.add_cell(facts, traces)
+        self.cells.append(measure_cell(target, facts, traces))
+        self._directory.save_summary(self.cells)
+
+    def _skip(self, plans: list[CellFacts], target: Target, problem: Unmeasurable) -> None:
+        """Keep the cells of ``plans`` that were not run, with the reason."""
+        self._view.say(str(problem))
+        kept = {facts.cell for facts in self._directory.run.cells}
+        for plan in plans:
+            if plan.cell not in kept:
+                facts = msgspec.structs.replace(plan, unmeasured=str(problem))
+                self._keep(facts, target, [])

@@ -1,0 +1,25 @@
+"""Comma-separated lists, as flags take them. In a file of its own, for flags must import fast."""
+
+import argparse
+import re
+
+
+def counts(text: str) -> list[int]:
+    """``"1,8,32"`` as whole numbers from 1, none twice."""
+    values = []
+    for word in words(text):
+        if not re.fullmatch(r"[0-9]+", word) or int(word) < 1:
+            raise argparse.ArgumentTypeError(
+                f"'{word}' is not a whole number from 1; write it like 1,8,32"
+            )
+        values.append(int(word))
+    return values
+
+
+def words(text: str) -> list[str]:
+    """``"wire,openai"`` as words, none twice."""
+    values = [word.strip() for word in text.split(",")]
+    for value in values:
+        if values.count(value) > 1:
+            raise argparse.ArgumentTypeError(f"'{value}' stands there twice")
+    return values

@@ -1,0 +1,44 @@
+"""The live view: one line on stderr that moves, on a terminal only."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from llmbench.drive.closed_loop import Progress
+from llmbench.records import Load
+
+
+class LiveView:
+    """Lines and a progress bar on stderr; silent, but for problems, where that is no terminal."""
+
+    def __init__(self) -> None:
+        self.live = sys.stderr.isatty()
+        self._bar: Any = None  # tqdm; its stubs want the items that it would wrap
+
+    def say(self, line: str) -> None:
+        if self.live:
+            tqdm.write(line, file=sys.stderr)
+
+    def progress(self, target: str, load: Load, progress: Progress) -> None:
+        if self._bar is None:
+            self._bar = tqdm(
+                total=progress.wanted,
+                file=sys.stderr,
+                leave=False,
+                dynamic_ncols=True,
+                bar_format="{desc} {bar:20} {n_fmt}/{total_fmt} requests, {elapsed}{postfix}",
+            )
+        self._bar.set_description_str(
+            f"{target}: {load.concurrency} in flight, {load.prompt_tokens} prompt tokens, "
+            f"{progress.phase}",
+            refresh=False,
+        )
+        self._bar.set_postfix_str(f"{progress.failed} failed" if progress.failed else "", False)
+        self._bar.n = progress.measured
+        self._bar.refresh()
+
+    def cell_over(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

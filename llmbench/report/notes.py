@@ -1,0 +1,56 @@
+"""What stands below the table: why a cell is not shown, and what a reader should know."""
+
+from collections.abc import Iterable, Sequence
+
+from llmbench.records import Cell
+
+
+def notes(cells: Sequence[Cell]) -> list[str]:
+    """One line each, the cells that share one named together."""
+    lines: dict[str, list[Cell]] = {}
+    for cell in cells:
+        for line in _of_cell(cell):
+            lines.setdefault(line, []).append(cell)
+    return [f"{_places(about, cells)}: {line}" for line, about in lines.items()] + _legend(cells)
+
+
+def _of_cell(cell: Cell) -> Iterable[str]:
+    label = {"invalid": "INVALID", "partial": "PARTIAL", "valid": ""}[cell.verdict]
+    for reason in cell.reasons:
+        yield f"{label}, {reason}"
+    if cell.requests.failures:
+        yield "failed: " + ", ".join(f"{n} × {kind}" for kind, n in cell.requests.failures.items())
+    yield from cell.notes
+
+
+def _places(about: Sequence[Cell], cells: Sequence[Cell]) -> str:
+    """The cells that a note is about, in as few words as tell them apart."""
+    if len(about) == len(cells) and len(cells) > 1:
+        return "all"
+    several_lengths = len({cell.prompt_tokens for cell in cells}) > 1
+    several_clients = len({cell.client for cell in cells}) > 1
+    places: dict[str, list[str]] = {}
+    for cell in about:
+        name = f"{cell.target} via {cell.client}" if several_clients else cell.target
+        length = f"/{cell.prompt_tokens}" if several_lengths else ""
+        places.setdefault(name, []).append(f"{cell.concurrency}{length}")
+    return "; ".join(f"{name} at {', '.join(loads)}" for name, loads in places.items())
+
+
+def _legend(cells: Sequence[Cell]) -> list[str]:
+    stamps = sorted({cell.ruler.stamps for cell in cells if cell.ruler.stamps})
+    lines = []
+    if stamps:
+        asked = sorted({cell.output_tokens for cell in cells})
+        lines.append(
+            "closed loop: service time with that many requests in flight; replies of "
+            f"{', '.join(map(str, asked))} tokens; {' and '.join(stamps)} stamps"
+        )
+    if any(_too_small(cell) for cell in cells):
+        lines.append("—: not measured, or too few requests for a 95% interval (p95 72, p99 368)")
+    return lines
+
+
+def _too_small(cell: Cell) -> bool:
+    shown = [(cell.ttft_ms, ("p50", "p95")), (cell.itl_ms, ("p50", "p99"))]
+    return any(block is None or getattr(block, name) is None for block, ps in shown for name in ps)

@@ -1,0 +1,30 @@
+"""The result as CSV: every figure of the JSON, one row a cell, nested keys joined by dots."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from llmbench.records import Cell
+
+
+def render_csv(cells: Sequence[Cell]) -> str:
+    """One header row, one row a cell; what was not measured is empty."""
+    rows = [_flat(msgspec.to_builtins(cell)) for cell in cells]
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        items = [_flat(item, f"{path}.{key}" if path else key) for key, item in value.items()]
+        return {key: item for each in items for key, item in each.items()}
+    if isinstance(value, list | tuple):
+        return {path: "; ".join(map(str, value))}
+    return {path: value}
