@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from llmbench.errors import UserError
 from llmbench.records import Load, Target
@@ -35,10 +35,10 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     target: list[str] = []
     model: str = ""
     api: Literal["chat", "completions"] = "chat"
-    client: list[Literal["wire", "aiohttp", "openai"]] = ["wire"]
+    client: list[Literal["wire", "aiohttp", "openai"]] = field(default_factory=lambda: ["wire"])
     api_key_env: str = "OPENAI_API_KEY"
     ca_file: str = ""
-    concurrency: list[Count] = [1, 8, 32]
+    concurrency: list[Count] = field(default_factory=lambda: [1, 8, 32])
     prompt_tokens: list[Count] | None = None
     output_tokens: Count | None = None
     requests: Count | None = None

@@ -24,6 +24,7 @@ class AiohttpClient:
         self._url = endpoint.url + path
         self._clock = clock
         self._session = session(endpoint, timeout_s)
+        self._closes_silently = False
 
     async def open(self) -> None:
         """Nothing to do: aiohttp opens a connection when a request needs one."""
@@ -32,7 +33,14 @@ class AiohttpClient:
         recording = Recording("user")
         error = detail = ""
         try:
-            await self._stream(call, recording)
+            try:
+                await self._stream(call, recording)
+            except aiohttp.ServerDisconnectedError:
+                if recording.status or self._closes_silently:
+                    raise
+                # An idle connection that the server had closed already: use each once from now on.
+                self._closes_silently = True
+                await self._stream(call, recording)
         except asyncio.CancelledError:
             error = "cancelled"
         except (aiohttp.ClientError, OSError) as problem:
@@ -40,10 +48,11 @@ class AiohttpClient:
         return recording.trace(call, self._clock.zero_ns, time.monotonic_ns(), error, detail)
 
     async def _stream(self, call: Call, recording: Recording) -> None:
+        headers = {"X-Request-Id": call.request_id}
+        if self._closes_silently:
+            headers["Connection"] = "close"
         recording.sent_ns = time.monotonic_ns()
-        async with self._session.post(
-            self._url, data=call.body, headers={"X-Request-Id": call.request_id}
-        ) as reply:
+        async with self._session.post(self._url, data=call.body, headers=headers) as reply:
             recording.status = reply.status
             for name, value in reply.headers.items():
                 keep_header(recording.headers, name, value)

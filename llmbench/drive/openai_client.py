@@ -17,17 +17,9 @@ from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import Endpoint
 from llmbench.records import Call, Integers, Trace
 
+_LIMITS = ("max_tokens", "max_completion_tokens")
 _PARAMETERS = frozenset(
-    [
-        "max_completion_tokens",
-        "max_tokens",
-        "messages",
-        "model",
-        "prompt",
-        "stream",
-        "stream_options",
-        "temperature",
-    ]
+    ("model", "messages", "prompt", "stream", "stream_options", "temperature", *_LIMITS)
 )
 
 

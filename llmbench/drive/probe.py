@@ -23,6 +23,7 @@ from llmbench.records import Reads, Target, Timeline, Trace
 PROBE_TIMEOUT_S = 120.0
 MOST_GUESSES = 12
 LENGTH_TOLERANCE = 0.02
+ONE_SHOT = {"Connection": "close"}  # some servers close without a word, and lose the next request
 
 
 class Reply(Struct, frozen=True):
@@ -69,7 +70,7 @@ class Probe:
             return self.model
         url = f"{self._endpoint.url}/models"
         try:
-            async with self._session.get(url) as reply:
+            async with self._session.get(url, headers=ONE_SHOT) as reply:
                 body = await reply.read()
                 if reply.status in (401, 403):
                     raise self._unmeasurable(self._refusal(reply.status, body))
@@ -127,7 +128,7 @@ class Probe:
         url = self._endpoint.url + self._api.path
         began_s = time.monotonic()
         try:
-            async with self._session.post(url, data=body) as reply:
+            async with self._session.post(url, data=body, headers=ONE_SHOT) as reply:
                 content = await reply.read()
         except (aiohttp.ClientError, OSError) as problem:
             raise self._unreachable(problem) from None

@@ -1,4 +1,4 @@
-"""The wire client: one non-blocking socket a stream, stamped by the kernel, parsed for its end only.
+"""The wire client: one socket a stream, stamped by the kernel, parsed for its end only.
 
 While a reply comes in, ``_Connection._readable`` does what must be done and no more: read, note the
 stamps, find out from the HTTP framing whether the reply is over. Everything else waits.
@@ -9,6 +9,7 @@ import errno
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import httptools
@@ -22,7 +23,7 @@ CONNECT_TIMEOUT_S = 10.0
 _READ_BYTES = 65_536
 
 
-AddressInfo = tuple[int, int, int, str, tuple[Any, ...]]
+AddressInfo = tuple[int, int, int, str, Any]
 
 
 class Failure(Exception):  # noqa: N818 - a kind of failure and its words, as a trace keeps them
@@ -144,7 +145,7 @@ class _Connection:
             tls_ns=done_ns - connected_ns if self._endpoint.tls is not None else 0,
         )
 
-    async def _first_to_answer(self, addresses: list[AddressInfo]) -> socket.socket:
+    async def _first_to_answer(self, addresses: Sequence[AddressInfo]) -> socket.socket:
         problem: OSError = OSError("the name has no address")
         for family, kind, protocol, _, address in addresses:
             sock = socket.socket(family, kind, protocol)

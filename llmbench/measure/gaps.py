@@ -69,7 +69,8 @@ def _gaps_by_running_count(good: Sequence[RequestMetrics]) -> TokenGaps:
     imputed = total = 0
     for metrics in good:
         at_ns = np.asarray(metrics.timeline.at_ns, dtype=np.int64)
-        tokens: Ints = np.diff(np.array(metrics.timeline.running_tokens, dtype=np.int64))
+        running: Ints = np.array(metrics.timeline.running_tokens, dtype=np.int64)
+        tokens = running[1:] - running[:-1]
         fresh = np.concatenate(([True], tokens > 0))  # an event without a new token has no gap
         tokens = tokens[tokens > 0]
         gaps.append(np.repeat(np.diff(at_ns[fresh]) / 1e9 / tokens, tokens))
