@@ -160,12 +160,20 @@ class Kind:
     GENERATED = REASONING | ANSWER | TOOL
 
 
+class PromptDetails(Struct, frozen=True):
+    cached_tokens: int | None = None
+
+
 class Usage(Struct, frozen=True):
-    """Token counts as the server states them; ``None`` where it does not."""
+    """Token counts as the server states them, in its own words; ``None`` where it does not."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
-    cached_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
 
 
 class Event(NamedTuple):

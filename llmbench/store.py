@@ -8,7 +8,7 @@ summary.json    derived from the two; ``llmbench report`` makes it again
 import os
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class RunDirectory:
         self.run.interrupted = interrupted
         self.save_run()
 
-    def add_cell(self, facts: CellFacts, traces: Sequence[Trace]) -> None:
+    def add_cell(self, facts: CellFacts, traces: Iterable[Trace]) -> None:
         """Append a cell: its evidence first, then the word that it is there."""
         path = self.path / "requests.jsonl"
         try:

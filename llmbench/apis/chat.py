@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from llmbench.apis.chunks import Chunk, parse_chunk, usage_of
+from llmbench.apis.chunks import Chunk, parse_chunk
 from llmbench.apis.dialect import Dialect, options
 from llmbench.records import Event, Kind
 
@@ -58,10 +58,9 @@ def decode(data: bytes, name: str = "") -> Event:
             finish = choice.finish_reason
         if choice.token_ids is not None:
             tokens = len(choice.token_ids)
-    usage = usage_of(chunk)
-    if usage is not None:
+    if chunk.usage is not None:
         kind |= Kind.USAGE
-    return Event(kind, text, tokens, usage, finish)
+    return Event(kind, text, tokens, chunk.usage, finish)
 
 
 def _delta(delta: _Delta) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""What chat and completions chunks have in common: usage, errors, choices."""
+"""What chat and completions chunks have in common: usage and errors."""
 
 from typing import Any, TypeVar
 
@@ -7,53 +7,29 @@ from msgspec import Struct
 
 from llmbench.records import Event, Kind, Usage
 
-DONE = b"[DONE]"
-C = TypeVar("C", bound=Struct)
-
-
-class PromptDetails(Struct):
-    cached_tokens: int | None = None
-
-
-class ChunkUsage(Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: PromptDetails | None = None
-
 
 class Chunk(Struct):
     """The part of a chunk that does not depend on the API."""
 
-    usage: ChunkUsage | None = None
+    usage: Usage | None = None
     error: Any = None
-    message: str | None = None
 
 
-def usage_of(chunk: Chunk) -> Usage | None:
-    """The chunk's token counts, or ``None`` where it has none."""
-    usage = chunk.usage
-    if usage is None:
-        return None
-    details = usage.prompt_tokens_details
-    return Usage(
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cached_tokens=details.cached_tokens if details else None,
-    )
+C = TypeVar("C", bound=Chunk)
 
 
 def parse_chunk(decoder: msgspec.json.Decoder[C], data: bytes, name: str) -> C | Event:
     """The typed chunk, or the event that stands for ``[DONE]``, an error or a malformed chunk."""
-    if data == DONE:
-        return Event(kind=Kind.DONE)
+    if data == b"[DONE]":
+        return Event(Kind.DONE)
     if name == "error":
-        return Event(kind=Kind.ERROR, error=error_message(data))
+        return Event(Kind.ERROR, error=error_message(data))
     try:
         chunk = decoder.decode(data)
     except msgspec.DecodeError as problem:
-        return Event(kind=Kind.ERROR, error=f"malformed chunk: {problem}")
-    if isinstance(chunk, Chunk) and chunk.error:
-        return Event(kind=Kind.ERROR, error=error_message(data))
+        return Event(Kind.ERROR, error=f"malformed chunk: {problem}")
+    if chunk.error:
+        return Event(Kind.ERROR, error=error_message(data))
     return chunk
 
 

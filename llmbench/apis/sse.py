@@ -6,7 +6,6 @@ parser is *where* each event ended: the offset at which a client could first hav
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 # Two line ends in a row: the end of a line, then a blank line, which dispatches the event. The
@@ -14,38 +13,38 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _BOM = b"\xef\xbb\xbf"
 
-
-class ServerSentEvent(NamedTuple):
-    """One dispatched event. ``end`` is the offset just past the byte that completed it."""
-
-    end: int
-    data: bytes
-    name: str
+ServerSentEvent = tuple[int, bytes, str]
+"""Where an event ended (the offset just past the byte that completed it), its data, its name."""
 
 
 def parse(body: bytes) -> Iterator[ServerSentEvent]:
     """Yield the events of ``body`` that carry data; one that the end cuts off is not dispatched."""
-    for start, stop, end in _blocks(body, len(_BOM) if body.startswith(_BOM) else 0):
-        block = body[start:stop]
-        if block.startswith(b"data: ") and b"\n" not in block and b"\r" not in block:
-            yield ServerSentEvent(end, block[6:], "")
-        else:
-            data, name = _fields(block)
-            if data is not None:
-                yield ServerSentEvent(end, data, name)
-
-
-def _blocks(body: bytes, start: int) -> Iterator[tuple[int, int, int]]:
-    """Yield where each block of lines starts and stops, and where the blank line after it ends."""
-    if b"\r" not in body:  # nearly every server; ten times faster than the pattern
-        while (stop := body.find(b"\n\n", start)) >= 0:
-            yield start, stop, stop + 2
-            start = stop + 2
+    start = len(_BOM) if body.startswith(_BOM) else 0
+    if b"\r" in body:
+        yield from _parse_any(body, start)
         return
+    # Nearly every server ends lines with LF alone and events with one line of data. Ten times
+    # faster than the pattern, and no less strict.
+    find = body.find
+    while (stop := find(b"\n\n", start)) >= 0:
+        end = stop + 2
+        if find(b"data: ", start, start + 6) == start and find(b"\n", start, stop) < 0:
+            yield end, body[start + 6 : stop], ""
+        else:
+            data, name = _fields(body[start:stop])
+            if data is not None:
+                yield end, data, name
+        start = end
+
+
+def _parse_any(body: bytes, start: int) -> Iterator[ServerSentEvent]:
+    """``parse`` for any mixture of LF, CR and CRLF."""
     for blank in _BLANK_LINE.finditer(body, start):
-        # A blank line that ends in CRLF has dispatched by its CR.
-        yield start, blank.start(), blank.end() - body.startswith(b"\r\n", blank.end() - 2)
+        data, name = _fields(body[start : blank.start()])
         start = blank.end()
+        if data is not None:
+            # A blank line that ends in CRLF has dispatched by its CR.
+            yield start - body.startswith(b"\r\n", start - 2), data, name
 
 
 def _fields(block: bytes) -> tuple[bytes | None, str]:

@@ -9,7 +9,7 @@ import time
 
 import aiohttp
 
-from llmbench.drive.client import Recording, keep_header
+from llmbench.drive.client import Recording
 from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import Endpoint
 from llmbench.records import Call, Trace
@@ -30,7 +30,7 @@ class AiohttpClient:
         """Nothing to do: aiohttp opens a connection when a request needs one."""
 
     async def exchange(self, call: Call) -> Trace:
-        recording = Recording("user")
+        recording = Recording()
         error = detail = ""
         try:
             try:
@@ -55,12 +55,12 @@ class AiohttpClient:
         async with self._session.post(self._url, data=call.body, headers=headers) as reply:
             recording.status = reply.status
             for name, value in reply.headers.items():
-                keep_header(recording.headers, name, value)
+                recording.keep_header(name, value)
             async for piece in reply.content.iter_any():
                 recording.add(piece, time.monotonic_ns())
 
-    def settle(self, traces: list[Trace]) -> list[Trace]:
-        return traces
+    def settle(self, trace: Trace) -> Trace:
+        return trace
 
     async def close(self) -> None:
         await self._session.close()

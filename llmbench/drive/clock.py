@@ -5,20 +5,22 @@ The kernel stamps received segments in CLOCK_REALTIME. Its distance from CLOCK_M
 jump is reported.
 """
 
-import selectors
 import socket
 import sys
 import time
-from struct import Struct
+
+import numpy as np
+from numpy.typing import NDArray
 
 # Linux on x86 and Arm; Python 3.11 has no name for it. https://docs.kernel.org/networking/timestamping.html
 _SO_TIMESTAMPNS = 35
-_TIMESPEC = Struct("@ll")
-_LITTLE_MORE_NS = 50_000
+_TIMESPEC_BYTES = 16
+_STEP_NS = 50_000
 """Two samples of the clocks' distance that differ by more than this mean that a clock was set."""
 
-ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size) if hasattr(socket, "CMSG_SPACE") else 0
-KERNEL_STAMPS = sys.platform == "linux"
+ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC_BYTES) if hasattr(socket, "CMSG_SPACE") else 0
+KERNEL_STAMPS = sys.platform == "linux" and sys.maxsize > 2**32
+Ints = NDArray[np.int64]
 
 
 def stamp_segments(sock: socket.socket) -> bool:
@@ -47,14 +49,14 @@ class Clock:
     def resample(self) -> None:
         """Measure the distance between the clocks again, and note a step."""
         offset_ns = _realtime_offset_ns()
-        if abs(offset_ns - self._offset_ns) > _LITTLE_MORE_NS:
+        if abs(offset_ns - self._offset_ns) > _STEP_NS:
             self.steps_ns.append(offset_ns - self._offset_ns)
         self._offset_ns = offset_ns
 
-    def from_kernel(self, timespec: bytes) -> int:
-        """A kernel stamp, as ``recvmsg`` returns it, in monotonic nanoseconds."""
-        seconds, nanoseconds = _TIMESPEC.unpack(timespec)
-        return int(seconds * 1_000_000_000 + nanoseconds - self._offset_ns)
+    def from_kernel(self, timespecs: bytes) -> Ints:
+        """Kernel stamps, as ``recvmsg`` returns them, joined: in monotonic nanoseconds."""
+        parts = np.frombuffer(timespecs, dtype=np.int64).reshape(-1, 2)
+        return np.asarray(parts[:, 0] * 1_000_000_000 + parts[:, 1] - self._offset_ns)
 
     def close(self) -> None:
         self._holder.close()
@@ -70,22 +72,3 @@ def _sandwich() -> tuple[int, int]:
     real_ns = time.time_ns()
     after_ns = time.monotonic_ns()
     return after_ns - before_ns, real_ns - (before_ns + after_ns) // 2
-
-
-class StampingSelector(selectors.DefaultSelector):
-    """A selector that remembers when it last looked, and for how long the loop was busy.
-
-    ``empty_at_ns`` is when the previous look ended: whatever this look finds was not there yet.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.looked_at_ns = self.empty_at_ns = time.monotonic_ns()
-        self.busy_ns = 0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self.empty_at_ns = self.looked_at_ns
-        self.busy_ns += time.monotonic_ns() - self.looked_at_ns
-        ready = super().select(timeout)
-        self.looked_at_ns = time.monotonic_ns()
-        return ready

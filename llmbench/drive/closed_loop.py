@@ -1,6 +1,6 @@
 """One cell: keep N requests in flight, and know which of them count.
 
-Streams start spread over a second at most, warm up at the cell's own shape, and go on sending until
+Streams start spread over a second, lest they march in step; they warm up at the cell's own shape, and go on sending until
 the last measured reply is in, so that neither the ramp nor the drain is inside the window.
 """
 
@@ -13,9 +13,10 @@ from msgspec import Struct
 
 from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
+from llmbench.drive.spool import Spool
 from llmbench.records import Call, Load, Phase, Trace
 
-RAMP_LIMIT_S = 1.0
+RAMP_S = 1.0
 FAILURES_IN_A_ROW = 10
 PAUSE_AFTER_FAILURE_S = 0.1
 
@@ -30,9 +31,9 @@ class Progress(Struct):
 
 
 class ClosedLoop:
-    """Runs one load on one client. ``request_s`` is how long one request takes on its own.
+    """Runs one load on one client.
 
-    ``make_call(index, stream, phase)`` encodes a request. ``traces`` holds every request that
+    ``make_call(index, stream, phase)`` encodes a request. ``spool`` takes every request that
     ended, of every phase; ``stopped`` says why the cell ended early, where it did.
     """
 
@@ -41,17 +42,17 @@ class ClosedLoop:
         load: Load,
         client: Client,
         make_call: Callable[[int, int, Phase], Call],
-        request_s: float,
+        spool: Spool,
     ) -> None:
         self.load = load
         self._client = client
         self._make_call = make_call
-        self._ramp_s = min(request_s, RAMP_LIMIT_S) if load.warmup else 0.0
+        self._ramp_s = RAMP_S if load.warmup else 0.0
         self._phase: Phase = "warmup"
         self._sent = self._warm = self._measuring = self._started = self._failed_in_a_row = 0
         self._over = asyncio.Event()
         self.progress = Progress(wanted=load.requests)
-        self.traces: list[Trace] = []
+        self._spool = spool
         self.stopped = ""
 
     async def run(self, clock: Clock) -> None:
@@ -87,7 +88,7 @@ class ClosedLoop:
             call = self._make_call(self._sent, number, phase)
             self._sent += 1
             trace = await self._client.exchange(call)
-            self.traces.append(trace)
+            self._spool.append(trace)
             if not self._over.is_set():
                 await self._ended(trace)
 

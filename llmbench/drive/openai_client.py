@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import openai
 
-from llmbench.drive.client import Recording, keep_header
+from llmbench.drive.client import Recording
 from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import Endpoint
 from llmbench.records import Call, Integers, Trace
@@ -43,7 +43,7 @@ class OpenAIClient:
         """Nothing to do: the SDK opens a connection when a request needs one."""
 
     async def exchange(self, call: Call) -> Trace:
-        recording = Recording("user")
+        recording = Recording()
         chunks = self._chunks[call.index] = []
         error = detail = ""
         try:
@@ -54,7 +54,7 @@ class OpenAIClient:
             recording.status = refusal.status_code
             recording.add(refusal.response.content, time.monotonic_ns())
             for name, value in refusal.response.headers.items():
-                keep_header(recording.headers, name, value)
+                recording.keep_header(name, value)
         except openai.APITimeoutError:
             error, detail = "timeout", "the reply did not end in time"
         except openai.APIConnectionError as problem:
@@ -76,17 +76,14 @@ class OpenAIClient:
         )
         recording.status = stream.response.status_code
         for name, value in stream.response.headers.items():
-            keep_header(recording.headers, name, value)
+            recording.keep_header(name, value)
         async for chunk in stream:
             recording.add(b"", time.monotonic_ns())
             chunks.append(chunk)
 
-    def settle(self, traces: list[Trace]) -> list[Trace]:
-        """Write each trace's chunks back to the bytes of an event stream."""
-        return [self._with_body(trace, self._chunks.pop(trace.index, [])) for trace in traces]
-
-    @staticmethod
-    def _with_body(trace: Trace, chunks: list[Any]) -> Trace:
+    def settle(self, trace: Trace) -> Trace:
+        """Write the trace's chunks back to the bytes of an event stream."""
+        chunks = self._chunks[trace.index]
         if not chunks:
             return trace
         pieces = [b"data: %b\n\n" % _json(chunk) for chunk in chunks]

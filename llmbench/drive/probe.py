@@ -3,7 +3,6 @@
 Nothing here is timed, so aiohttp does it. Every failure is one line that names the target.
 """
 
-import time
 from array import array
 
 import aiohttp
@@ -27,10 +26,9 @@ ONE_SHOT = {"Connection": "close"}  # some servers close without a word, and los
 
 
 class Reply(Struct, frozen=True):
-    """A probe's reply: what it said, and how long it took, roughly."""
+    """A probe's reply: what it said, and who said it."""
 
     timeline: Timeline
-    took_s: float
     server: str
 
 
@@ -126,13 +124,11 @@ class Probe:
         prompt = f"{prompts.nonce(self._salt, -1, self._asked)} {prompts.passage(words)}"
         body = self._api.encode(self.model, prompt, output_tokens, self.dialect)
         url = self._endpoint.url + self._api.path
-        began_s = time.monotonic()
         try:
             async with self._session.post(url, data=body, headers=ONE_SHOT) as reply:
                 content = await reply.read()
         except (aiohttp.ClientError, OSError) as problem:
             raise self._unreachable(problem) from None
-        took_s = time.monotonic() - began_s
         if reply.status in (400, 422):
             raise _BadRequest(f"{self._target.name}: {self._refusal(reply.status, content)}")
         if reply.status != 200:
@@ -144,7 +140,7 @@ class Probe:
         if timeline.failure and timeline.failure != "empty":
             raise self._unmeasurable(f"{url}: {timeline.detail}")
         self.server = reply.headers.get("Server", "")
-        return Reply(timeline, took_s, self.server)
+        return Reply(timeline, self.server)
 
     def _refusal(self, status: int, body: bytes, retry_after: str | None = None) -> str:
         said = error_message(body)

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import signal
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Protocol
 
@@ -10,9 +11,10 @@ import msgspec
 
 from llmbench.apis import APIS
 from llmbench.drive.client import Client
-from llmbench.drive.clock import Clock, StampingSelector
+from llmbench.drive.clock import Clock
 from llmbench.drive.closed_loop import ClosedLoop, Progress
 from llmbench.drive.reach import Reached, reach
+from llmbench.drive.spool import Spool
 from llmbench.drive.wire import WireClient
 from llmbench.errors import Unmeasurable
 from llmbench.measure.cell import measure_cell
@@ -47,7 +49,6 @@ class SweepRun:
         self._view = view
         self._sweep = directory.run.sweep
         self._salt = secrets.token_hex(8)
-        self._selector = StampingSelector()
         self._clock = Clock()
         self._running: ClosedLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -56,8 +57,7 @@ class SweepRun:
 
     def run(self) -> None:
         """Run every cell; Ctrl-C ends the run in good order. Raises ``UserError``."""
-        selector = self._selector
-        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        with asyncio.Runner() as runner:
             try:
                 runner.run(self._until_interrupted())
             finally:
@@ -111,18 +111,15 @@ class SweepRun:
         load = plans[0].load
         try:
             fit = await reached.probe.fit_prompt(load.prompt_tokens)
-            shape = await reached.probe.ask(words=fit.words, output_tokens=load.output_tokens)
         except Unmeasurable as problem:
             self._skip([reached.facts(plan) for plan in plans], reached.target, problem)
             return
         for plan in plans:
-            await self._measure_cell(reached, reached.facts(plan), fit.words, shape.took_s)
+            await self._measure_cell(reached, reached.facts(plan), fit.words)
             if self.interrupted:
                 return
 
-    async def _measure_cell(
-        self, reached: Reached, facts: CellFacts, words: int, request_s: float
-    ) -> None:
+    async def _measure_cell(self, reached: Reached, facts: CellFacts, words: int) -> None:
         target, api = reached.target, APIS[reached.target.api]
         passage = prompts.passage(words)
 
@@ -133,7 +130,8 @@ class SweepRun:
             return Call(facts.cell, index, stream, phase, request_id, body)
 
         client = self._client(facts, reached, api.path)
-        running = self._running = ClosedLoop(facts.load, client, make_call, request_s)
+        spool = Spool(self._directory.path)
+        running = self._running = ClosedLoop(facts.load, client, make_call, spool)
         watch = asyncio.create_task(self._watch(target.name, running))
         try:
             await client.open()
@@ -144,7 +142,8 @@ class SweepRun:
             self._view.cell_over()
             await client.close()
         facts = msgspec.structs.replace(facts, stopped=running.stopped)
-        self._keep(facts, target, client.settle(running.traces))
+        self._keep(facts, target, lambda: map(client.settle, spool))
+        spool.close()
 
     def _client(self, facts: CellFacts, reached: Reached, path: str) -> Client:
         where, timeout_s, clock = reached.endpoint, self._sweep.timeout, self._clock
@@ -159,7 +158,7 @@ class SweepRun:
                 return OpenAIClient(where, path, timeout_s, clock)
             case _:
                 streams = facts.load.concurrency
-                return WireClient(where, path, streams, timeout_s, clock, self._selector)
+                return WireClient(where, path, streams, timeout_s, clock)
 
     async def _watch(self, target: str, running: ClosedLoop) -> None:
         while self._view.live:
@@ -168,9 +167,11 @@ class SweepRun:
 
     # ── what is kept ─────────────────────────────────────────────────────────────────────────────
 
-    def _keep(self, facts: CellFacts, target: Target, traces: list[Trace]) -> None:
-        self._directory.add_cell(facts, traces)
-        self.cells.append(measure_cell(target, facts, traces))
+    def _keep(
+        self, facts: CellFacts, target: Target, traces: Callable[[], Iterable[Trace]]
+    ) -> None:
+        self._directory.add_cell(facts, traces())
+        self.cells.append(measure_cell(target, facts, traces()))
         self._directory.save_summary(self.cells)
 
     def _skip(self, plans: list[CellFacts], target: Target, problem: Unmeasurable) -> None:
@@ -180,4 +181,4 @@ class SweepRun:
         for plan in plans:
             if plan.cell not in kept:
                 facts = msgspec.structs.replace(plan, unmeasured=str(problem))
-                self._keep(facts, target, [])
+                self._keep(facts, target, tuple)

@@ -66,8 +66,8 @@ def decode(trace: Trace, decode_event: Callable[[bytes, str], Event]) -> Timelin
 
 
 def _counts(running: Integers) -> bool:
-    """Whether the server kept a running count: it was there from the first content event on."""
-    return bool(running) and running[0] > 0
+    """Whether the server kept a running count, from the first content event on."""
+    return bool(running) and running[0] > 0 and running[-1] >= len(running)
 
 
 def _is_event_stream(trace: Trace) -> bool:
