@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +48,8 @@ def sweep(args: argparse.Namespace) -> int:
     try:
         run.run()
     finally:
-        if run.cells:
-            _print_cells(directory.run, run.cells, settings.format)
-            print(f"evidence: {directory.path}", file=sys.stderr)
+        _print_cells(directory.run, run.cells, settings.format)
+        print(f"evidence: {directory.path}", file=sys.stderr)
     return INTERRUPTED if run.interrupted else _exit_code(run.cells)
 
 
@@ -74,7 +74,8 @@ def report(args: argparse.Namespace) -> int:
     ]
     if not cells:
         raise UserError(f"{args.run_dir}: no cell was finished")
-    directory.save_summary(cells)
+    with suppress(OSError):  # a read-only run is still worth reading
+        directory.save_summary(cells)
     _print_cells(directory.run, cells, args.format)
     return _exit_code(cells)
 
@@ -97,6 +98,9 @@ def _print_cells(run: "Run", cells: Sequence["Cell"], style: str) -> None:
         from llmbench.store import summary_json
 
         sys.stdout.write(summary_json(run, list(cells)).decode())
+    elif not any(cell.requests.sent for cell in cells):
+        for reason in dict.fromkeys(reason for cell in cells for reason in cell.reasons):
+            print(f"llmbench: {reason}", file=sys.stderr)
     else:
         from llmbench.report import RENDERERS
 

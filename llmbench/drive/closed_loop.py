@@ -1,7 +1,7 @@
 """One cell: keep N requests in flight, and know which of them count.
 
-Streams start spread over a second, lest they march in step; they warm up at the cell's own shape, and go on sending until
-the last measured reply is in, so that neither the ramp nor the drain is inside the window.
+Streams start spread over a second, lest they march in step. They warm up at the cell's own shape and
+go on sending until the last measured reply is in, so that neither ramp nor drain is in the window.
 """
 
 import asyncio
