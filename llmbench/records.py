@@ -122,7 +122,8 @@ def no_reads() -> Reads:
 class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request as it was seen: the bytes of the reply, and when they came. The evidence.
 
-    ``end_ns`` is when the exchange was over, from ``sent_ns``. ``error`` is the kind of failure
+    ``end_ns`` is when the exchange was over, from ``sent_ns``. ``send_ns`` is how long the call that
+    sent the request took: it left then (0 where unknown). ``error`` is the kind of failure
     that the transport saw (``reset``, ``timeout``, …) and ``detail`` its words; what the reply
     itself says is decoded later.
     """
@@ -133,6 +134,7 @@ class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     phase: Phase
     sent_ns: int
     end_ns: int
+    send_ns: int = 0
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
     connect: Connect | None = None

@@ -39,7 +39,7 @@ class Recording:
 
     def __init__(self) -> None:
         self.connect: Connect | None = None
-        self.sent_ns = 0
+        self.sent_ns = self.send_ns = 0
         self.status = 0
         self.headers: dict[str, str] = {}
         self.pieces: list[bytes] = []
@@ -74,6 +74,7 @@ class Recording:
             phase=call.phase,
             sent_ns=sent_ns - zero_ns,
             end_ns=end_ns - sent_ns,
+            send_ns=self.send_ns,
             status=self.status,
             headers=self.headers,
             connect=self.connect,

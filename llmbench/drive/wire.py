@@ -162,6 +162,7 @@ class _Connection:
         try:
             recording.sent_ns = recording.sent_ns or time.monotonic_ns()
             sent = self._sock.send(request)
+            recording.send_ns = time.monotonic_ns() - recording.sent_ns
         except BlockingIOError:
             sent = 0
         except OSError as problem:
