@@ -44,10 +44,16 @@ def sweep(args: argparse.Namespace) -> int:
 
     settings = load_sweep(_given(args), args.config)
     directory = RunDirectory.create(settings, settings.targets(), host.describe())
-    run = SweepRun(directory, LiveView())
+    view = LiveView()
+    run = SweepRun(directory, view)
     try:
         run.run()
+        if settings.calibrate and not run.interrupted:
+            from llmbench.truth.calibrate import calibrate_cells
+
+            calibrate_cells(directory, run.cells, view)
     finally:
+        directory.save_summary(run.cells)
         _print_cells(directory.run, run.cells, settings.format)
         print(f"evidence: {directory.path}", file=sys.stderr)
     return INTERRUPTED if run.interrupted else _exit_code(run.cells)
@@ -57,7 +63,7 @@ def report(args: argparse.Namespace) -> int:
     """Work out every figure again from what a run stored, and print the table."""
     from itertools import groupby
 
-    from llmbench.measure.cell import measure_cell
+    from llmbench.measure.cell import judged, measure_cell
     from llmbench.store import RunDirectory
 
     directory = RunDirectory.open(args.run_dir)
@@ -68,7 +74,7 @@ def report(args: argparse.Namespace) -> int:
             target = directory.run.targets[facts[number].target]
             measured[number] = measure_cell(target, facts[number], traces)
     cells = [
-        measured[number] if number in measured else measure_cell(target, each, ())
+        judged(measured.get(number) or measure_cell(target, each, ()), each)
         for number, each in sorted(facts.items())
         for target in [directory.run.targets[each.target]]
     ]
@@ -78,6 +84,29 @@ def report(args: argparse.Namespace) -> int:
         directory.save_summary(cells)
     _print_cells(directory.run, cells, args.format)
     return _exit_code(cells)
+
+
+def calibrate(args: argparse.Namespace) -> int:
+    """Measure a server with known send times, and print how far off the ruler is."""
+    from llmbench.report.calibration import render_calibration
+    from llmbench.report.live import LiveView
+    from llmbench.truth.calibrate import run
+    from llmbench.truth.script import Script
+
+    script = Script(ttft_ms=args.ttft_ms, itl_ms=args.itl_ms, output_tokens=args.output_tokens)
+    view = LiveView()
+    runs = []
+    for concurrency in args.concurrency:
+        for client in args.client:
+            view.say(f"measuring {concurrency} streams with {client}")
+            runs.append(run(client, concurrency, script, requests=args.requests))
+    if args.format == "json":
+        import msgspec
+
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(runs)).decode() + "\n")
+    else:
+        sys.stdout.write(render_calibration(runs))
+    return GOOD
 
 
 def truth_server(args: argparse.Namespace) -> int:
@@ -140,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = _command(commands, "truth-server", truth_server)
     truth_flags.add_flags(serve)
     truth_flags.add_server_flags(serve)
+    _calibrate_flags(_command(commands, "calibrate", calibrate))
     again = _command(commands, "report", report)
     again.add_argument("run_dir", type=Path, metavar="RUN", help="a run directory")
     again.add_argument("--format", choices=_formats(), default="table")
@@ -206,6 +236,12 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
     )
     flag("--ca-file", "certificates to trust, in PEM, instead of the system's", metavar="FILE")
+    flag(
+        "--no-calibrate",
+        "do not measure the ruler's own error (a few seconds a load, cached)",
+        action="store_false",
+        dest="calibrate",
+    )
     flag("--out", "run directory (default: results/<time>-<name>)", metavar="DIR")
     flag("--format", "what to print (default: table)", choices=_formats())
     parser.add_argument(
@@ -215,6 +251,50 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a TOML file with these flags as keys; flags win over it",
     )
+
+
+def _calibrate_flags(parser: argparse.ArgumentParser) -> None:
+    from llmbench.lists import counts, words
+
+    parser.add_argument(
+        "--concurrency",
+        type=counts,
+        default=[64, 256, 512],
+        metavar="N,…",
+        help="streams (default: 64,256,512)",
+    )
+    parser.add_argument(
+        "--client",
+        type=words,
+        default=["wire"],
+        metavar="C,…",
+        help="wire (the default), aiohttp, openai",
+    )
+    parser.add_argument(
+        "--ttft-ms",
+        type=float,
+        default=50.0,
+        metavar="MS",
+        help="the server's time to first token (default: 50)",
+    )
+    parser.add_argument(
+        "--itl-ms",
+        type=float,
+        default=10.0,
+        metavar="MS",
+        help="the server's gap between tokens (default: 10)",
+    )
+    parser.add_argument(
+        "--output-tokens", type=int, default=200, metavar="N", help="tokens a reply (default: 200)"
+    )
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=None,
+        metavar="N",
+        help="measured requests a load (default: 80, or two a stream)",
+    )
+    parser.add_argument("--format", choices=("table", "json"), default="table")
 
 
 def _formats() -> tuple[str, ...]:

@@ -22,6 +22,8 @@ ENGINE_OPTIONS = ("name", "threads")
 ENGINES = ("llamacpp",)
 
 Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0, le=1e7)]  # infinity has no JSON form
+SOME = Meta(min_length=1)
 
 
 class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,16 +37,19 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     target: list[str] = []
     model: str = ""
     api: Literal["chat", "completions"] = "chat"
-    client: list[Literal["wire", "aiohttp", "openai"]] = field(default_factory=lambda: ["wire"])
+    client: Annotated[list[Literal["wire", "aiohttp", "openai"]], SOME] = field(
+        default_factory=lambda: ["wire"]
+    )
     api_key_env: str = "OPENAI_API_KEY"
     ca_file: str = ""
-    concurrency: list[Count] = field(default_factory=lambda: [1, 8, 32])
-    prompt_tokens: list[Count] | None = None
+    concurrency: Annotated[list[Count], SOME] = field(default_factory=lambda: [1, 8, 32])
+    prompt_tokens: Annotated[list[Count], SOME] | None = None
     output_tokens: Count | None = None
     requests: Count | None = None
-    duration: Annotated[float, Meta(gt=0)] | None = None
+    duration: Seconds | None = None
     warmup: Annotated[int, Meta(ge=0)] | None = None
-    timeout: Annotated[float, Meta(gt=0)] = 300.0
+    timeout: Seconds = 300.0
+    calibrate: bool = True
     out: str = ""
     format: Literal["table", "markdown", "csv", "json"] = "table"
 
@@ -90,14 +95,22 @@ def load_sweep(flags: dict[str, Any], config: Path | None = None) -> Sweep:
     Raises ``UserError`` with the file or flag, the key and what would be right.
     """
     settings = _read_toml(config) if config else {}
-    settings |= flags
-    if "requests" in flags and "duration" in flags:
-        raise UserError("--requests and --duration: give one of the two")
     _check_keys(settings, config)
+    if {"requests", "duration"} <= flags.keys():
+        raise UserError("--requests and --duration: give one of the two")
+    if {"requests", "duration"} <= settings.keys():
+        raise UserError(f"{config}: requests and duration: give one of the two")
+    if "requests" in flags or "duration" in flags:
+        settings = {key: settings[key] for key in settings if key not in ("requests", "duration")}
+    settings |= flags
     try:
         sweep = msgspec.convert(settings, Sweep)
     except msgspec.ValidationError as problem:
         raise UserError(_where(str(problem), flags, config)) from None
+    for key in ("client", "concurrency", "prompt_tokens"):
+        listed = getattr(sweep, key) or []
+        if len(set(listed)) < len(listed):
+            raise UserError(f"{_place(key, flags, config)}: something stands there twice")
     sweep.targets()
     return sweep
 
@@ -138,8 +151,12 @@ def _where(problem: str, flags: dict[str, Any], config: Path | None) -> str:
         return problem
     words, key, item = match.groups()
     words = words.replace("Expected `", "expected `").replace("Invalid enum value", "unknown value")
-    place = f"--{key.replace('_', '-')}" if key in flags else f"{config}: {key}"
+    place = _place(key, flags, config)
     return f"{place}{f', item {int(item) + 1}' if item else ''}: {words}"
+
+
+def _place(key: str, flags: dict[str, Any], config: Path | None) -> str:
+    return f"--{key.replace('_', '-')}" if key in flags else f"{config}: {key}"
 
 
 # ── targets ──────────────────────────────────────────────────────────────────────────────────────
@@ -152,20 +169,23 @@ def _target(spec: str, sweep: Sweep) -> Target:
         return _engine(spec, kind, sweep)
     if kind not in ("http", "https"):
         raise UserError(
-            f"--target {_without_options(spec)}: neither a URL nor an engine; write "
+            f"--target {_shown(spec)}: neither a URL nor an engine; write "
             f"http://host:8000, or {' or '.join(f'{engine}:MODEL' for engine in ENGINES)}"
         )
     place, options = _options(spec, TARGET_OPTIONS)
-    parts = urlsplit(place)
+    if place != _shown(place):
+        raise UserError(
+            f"--target {_shown(place)}: put no password in a URL; put the key into an environment "
+            "variable and name it with key_env"
+        )
+    try:
+        parts = urlsplit(place)
+    except ValueError as problem:
+        raise UserError(f"--target {place}: {problem}") from None
     try:
         port = parts.port
     except ValueError:
         raise UserError(f"--target {place}: the port is not a number up to 65535") from None
-    if parts.username is not None or parts.password is not None:
-        raise UserError(
-            f"--target {parts.scheme}://…@{parts.hostname}: put no password in a URL; put the key "
-            "into an environment variable and name it with key_env"
-        )
     if not parts.hostname:
         raise UserError(f"--target {place}: the host is missing; write http://host:8000")
     api = options.get("api", sweep.api)
@@ -200,7 +220,7 @@ def _base_url(url: str) -> str:
 
 def _engine(spec: str, kind: str, sweep: Sweep) -> Target:
     place, options = _options(spec, ENGINE_OPTIONS)
-    if not options.get("threads", "1").isdigit() or options.get("threads") == "0":
+    if not re.fullmatch("0*[1-9][0-9]{0,4}", options.get("threads", "1")):
         raise UserError(f"--target {place}: threads is a whole number from 1")
     file = place.partition(":")[2]
     return Target(
@@ -219,9 +239,12 @@ def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     for key in options:
         if key not in known:
-            raise UserError(f"--target {place}: unknown option '{key}'{_suggestion(key, known)}")
+            raise UserError(
+                f"--target {_shown(place)}: unknown option '{key}'{_suggestion(key, known)}"
+            )
     return place, options
 
 
-def _without_options(spec: str) -> str:
-    return spec.partition("?")[0]
+def _shown(spec: str) -> str:
+    """``spec`` for a message: without its options, and without a user's name and password."""
+    return re.sub(r"^([^/?]*//)?[^/?]*@", r"\1…@", spec.partition("?")[0])

@@ -59,6 +59,31 @@ class Load(Struct, frozen=True, kw_only=True):
     warmup: int
 
 
+class Health(Struct, frozen=True, kw_only=True):
+    """How the client's process fared while a cell ran. Shares are of the wall time.
+
+    ``cpu_wait_share`` is how long it was ready to run and got no core. ``clock_step_ms`` is the
+    largest step of the system's clock, ``throttled_ms`` how long its control group was held back,
+    ``collections`` how often the garbage collector ran.
+    """
+
+    cpu_share: float
+    cpu_wait_share: float
+    clock_step_ms: float
+    throttled_ms: float
+    collections: int
+
+
+class Calibration(Struct, frozen=True, kw_only=True):
+    """What a client was off by, in ms at ``p50``, ``p95`` and ``p99``, against known send times."""
+
+    client: str
+    concurrency: int
+    events_per_s: float
+    ttft_error_ms: dict[str, float]
+    itl_error_ms: dict[str, float]
+
+
 class CellFacts(Struct, frozen=True, kw_only=True):
     """What is known of a cell beside its requests: the plan, the server's answers, how it ended.
 
@@ -77,6 +102,8 @@ class CellFacts(Struct, frozen=True, kw_only=True):
     exact_length: bool = False
     unmeasured: str = ""
     stopped: str = ""
+    health: Health | None = None
+    calibration: Calibration | None = None
 
 
 class Call(Struct, frozen=True):
@@ -122,8 +149,8 @@ def no_reads() -> Reads:
 class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request as it was seen: the bytes of the reply, and when they came. The evidence.
 
-    ``end_ns`` is when the exchange was over, from ``sent_ns``. ``send_ns`` is how long the call that
-    sent the request took: it left then (0 where unknown). ``error`` is the kind of failure
+    ``end_ns`` is when the exchange was over, from ``sent_ns``. ``send_ns`` is how long the call
+    that sent the request took: it left then (0 where unknown). ``error`` is the kind of failure
     that the transport saw (``reset``, ``timeout``, …) and ``detail`` its words; what the reply
     itself says is decoded later.
     """
@@ -134,6 +161,7 @@ class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     phase: Phase
     sent_ns: int
     end_ns: int
+    request_id: str = ""
     send_ns: int = 0
     status: int = 0
     headers: dict[str, str] = field(default_factory=dict)
@@ -194,16 +222,17 @@ class Timeline(Struct, frozen=True, kw_only=True):
 
     Times are nanoseconds from ``sent_ns``; the arrays run in parallel, one item a content event.
     ``slack_ns`` bounds how much earlier the event can have arrived (see ``Reads``); it is 0 for an
-    event that had a read to itself. ``running_tokens`` is the server's running count of output
-    tokens at each event, where it keeps one, and ``token_ids`` how many ids its events carried.
-    ``failure`` names the kind of failure, and is empty
-    for a good reply.
+    event that had a read to itself. ``lag_ns`` is how late the event's read was.
+    ``running_tokens`` is the server's running count of output tokens at each event, where it keeps
+    one, and ``token_ids`` how many ids its events carried. ``failure`` names the kind of failure,
+    and is empty for a good reply.
     """
 
     first_event_ns: int | None = None
     first_answer_ns: int | None = None
     at_ns: Integers
     slack_ns: Integers
+    lag_ns: Integers
     running_tokens: Integers | None = None
     token_ids: int | None = None
     chars: int = 0
@@ -223,6 +252,7 @@ class RequestMetrics(Struct, frozen=True, kw_only=True):
     phase: Phase
     sent_ns: int
     end_ns: int
+    send_ns: int
     timeline: Timeline
     tokens: int
     token_source: str
@@ -269,11 +299,11 @@ class Counts(Struct, kw_only=True):
 
 
 class Ruler(Struct, kw_only=True):
-    """What the ruler says of itself in this cell; errors are ``None`` where it was not calibrated.
+    """What the ruler says of itself in this cell: how far each shown quantile can be off, in ms.
 
+    Errors are ``None`` where nothing tells (user-space stamps without a calibration).
     ``read_lag_ms`` is how late the process read what the kernel had stamped, ``coalesced_share``
-    the content events that shared a read, ``uncertain_share`` those among them that could be older
-    than their stamp by more than half a millisecond.
+    the content events that shared a read.
     """
 
     stamps: str | None = None
@@ -281,7 +311,7 @@ class Ruler(Struct, kw_only=True):
     itl_error_ms: dict[str, float] | None = None
     read_lag_ms: dict[str, float] | None = None
     coalesced_share: float | None = None
-    uncertain_share: float | None = None
+    calibrated: bool = False
 
 
 class Range(Struct, frozen=True):
@@ -321,6 +351,8 @@ class Cell(Struct, kw_only=True):
     chars_per_s: float | None = None
     window_s: float | None = None
     in_flight: float | None = None
+    residence_s: float | None = None
+    send_window_s: float | None = None
     measured_prompt_tokens: Range | None = None
     measured_output_tokens: Range | None = None
     token_source: str | None = None

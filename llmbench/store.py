@@ -10,8 +10,9 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -23,6 +24,7 @@ from llmbench.records import Cell, CellFacts, Target, Trace
 
 RUN_SCHEMA = "llmbench.run/1"
 SUMMARY_SCHEMA = "llmbench.summary/1"
+Encoding = Literal["utf-8", "latin-1"]
 
 
 class StoreError(UserError):
@@ -61,7 +63,7 @@ class Line(Struct, frozen=True):
     """
 
     request: Trace
-    encoding: str
+    encoding: Encoding
     body: str
 
 
@@ -80,15 +82,15 @@ class RunDirectory:
         path = Path(sweep.out) if sweep.out else Path("results") / name
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"--out {path}: it exists and is not an empty directory")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise UserError(f"--out {path}: cannot be made: {problem.strerror}") from None
         run = Run(
             started=started.isoformat(timespec="seconds"), sweep=sweep, targets=targets, host=host
         )
         directory = cls(path, run)
-        directory.save_run()
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            directory.save_run()
+        except OSError as problem:
+            raise UserError(f"--out {path}: cannot be made: {problem.strerror}") from None
         return directory
 
     @classmethod
@@ -118,15 +120,16 @@ class RunDirectory:
         """Append a cell: its evidence first, then the word that it is there."""
         path = self.path / "requests.jsonl"
         try:
-            with path.open("ab") as file:
-                before = file.tell()
-                try:
+            before = path.stat().st_size if path.exists() else 0
+            try:
+                with path.open("ab") as file:
                     file.writelines(_encode(trace) + b"\n" for trace in traces)
                     file.flush()
                     os.fsync(file.fileno())
-                except OSError:
-                    os.truncate(path, before)  # the cells before stay readable
-                    raise
+            except OSError:
+                # The cells before stay readable. Not earlier: closing writes what is buffered.
+                os.truncate(path, before)
+                raise
             self.run.cells.append(facts)
             self.save_run()
         except OSError as problem:
@@ -161,17 +164,29 @@ def summary_json(run: Run, cells: list[Cell]) -> bytes:
 
 
 def _encode(trace: Trace) -> bytes:
+    encoding: Encoding = "utf-8"
     try:
-        body, encoding = trace.body.decode("utf-8"), "utf-8"
+        body = trace.body.decode(encoding)
     except UnicodeDecodeError:
-        body, encoding = trace.body.decode("latin-1"), "latin-1"
+        encoding = "latin-1"
+        body = trace.body.decode(encoding)
     bare = msgspec.structs.replace(trace, body=b"")
     return _ENCODER.encode(Line(bare, encoding, body))
 
 
 def _decode(line: bytes) -> Trace:
+    """The trace in ``line``. Raises ``ValueError`` where it is damaged."""
     stored = _DECODER.decode(line)
-    return msgspec.structs.replace(stored.request, body=stored.body.encode(stored.encoding))
+    body = stored.body.encode(stored.encoding)
+    reads = stored.request.reads
+    columns = (reads.end, reads.at_ns, reads.lag_ns, reads.slack_ns)
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError("the columns of its reads differ in length")
+    if any(before > after for before, after in pairwise(reads.end)):
+        raise ValueError("its reads run backwards")
+    if (reads.end[-1] if reads.end else 0) != len(body):
+        raise ValueError(f"its reads do not end where its body does, at byte {len(body)}")
+    return msgspec.structs.replace(stored.request, body=body)
 
 
 def _array_to_list(value: Any) -> Any:
@@ -182,7 +197,10 @@ def _array_to_list(value: Any) -> Any:
 
 def _list_to_array(kind: type, value: Any) -> Any:
     if kind is array:
-        return array("q", value)
+        try:
+            return array("q", value)
+        except OverflowError as problem:
+            raise ValueError(str(problem)) from None
     raise NotImplementedError(f"{kind.__name__} has no JSON form")
 
 

@@ -1,5 +1,6 @@
 """What chat and completions chunks have in common: usage and errors."""
 
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +18,8 @@ class Chunk(Struct):
 
 C = TypeVar("C", bound=Chunk)
 
+MALFORMED = "malformed chunk: "
+
 
 def parse_chunk(decoder: msgspec.json.Decoder[C], data: bytes, name: str) -> C | Event:
     """The typed chunk, or the event that stands for ``[DONE]``, an error or a malformed chunk."""
@@ -26,8 +29,10 @@ def parse_chunk(decoder: msgspec.json.Decoder[C], data: bytes, name: str) -> C |
         return Event(Kind.ERROR, error=error_message(data))
     try:
         chunk = decoder.decode(data)
-    except msgspec.DecodeError as problem:
-        return Event(Kind.ERROR, error=f"malformed chunk: {problem}")
+    except UnicodeDecodeError:  # the standard has what is not UTF-8 replaced
+        return parse_chunk(decoder, data.decode("utf-8", "replace").encode(), name)
+    except (msgspec.DecodeError, RecursionError) as problem:
+        return Event(Kind.ERROR, error=f"{MALFORMED}{problem}")
     if chunk.error:
         return Event(Kind.ERROR, error=error_message(data))
     return chunk
@@ -35,11 +40,12 @@ def parse_chunk(decoder: msgspec.json.Decoder[C], data: bytes, name: str) -> C |
 
 def error_message(body: bytes) -> str:
     """One line of what a server said went wrong: out of the JSON shapes in use, or its text."""
-    try:
-        said: Any = msgspec.json.decode(body)
-    except msgspec.DecodeError:
-        said = body.decode("utf-8", "replace")
+    said: Any = body.decode("utf-8", "replace")
+    with suppress(msgspec.DecodeError, RecursionError):
+        said = msgspec.json.decode(said)
     for key in ("error", "message", "detail"):
+        if isinstance(said, list) and said:
+            said = said[0]
         if isinstance(said, dict) and said.get(key):
             said = said[key]
     if isinstance(said, list) and said:

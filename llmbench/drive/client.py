@@ -72,6 +72,7 @@ class Recording:
             index=call.index,
             stream=call.stream,
             phase=call.phase,
+            request_id=call.request_id,
             sent_ns=sent_ns - zero_ns,
             end_ns=end_ns - sent_ns,
             send_ns=self.send_ns,

@@ -1,7 +1,7 @@
 """One cell: keep N requests in flight, and know which of them count.
 
-Streams start spread over a second, lest they march in step. They warm up at the cell's own shape and
-go on sending until the last measured reply is in, so that neither ramp nor drain is in the window.
+Streams start spread over a second, lest they march in step. They warm up at the cell's own shape
+and go on sending until the last measured reply is in: the window has neither ramp nor drain in it.
 """
 
 import asyncio
@@ -13,8 +13,9 @@ from msgspec import Struct
 
 from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
+from llmbench.drive.health import HealthWatch
 from llmbench.drive.spool import Spool
-from llmbench.records import Call, Load, Phase, Trace
+from llmbench.records import Call, Health, Load, Phase, Trace
 
 RAMP_S = 1.0
 FAILURES_IN_A_ROW = 10
@@ -55,14 +56,19 @@ class ClosedLoop:
         self._spool = spool
         self.stopped = ""
 
-    async def run(self, clock: Clock) -> None:
-        """Run the cell to its end."""
+    async def run(self, clock: Clock) -> Health:
+        """Run the cell to its end; how this process fared meanwhile."""
         streams = [
             asyncio.create_task(self._stream(number)) for number in range(self.load.concurrency)
         ]
         watch = asyncio.create_task(_watch_clock(clock))
         with _no_collection():
-            await self._over.wait()
+            health = HealthWatch(clock)
+            over = asyncio.create_task(self._over.wait())
+            # A stream ends before the cell is over only if something broke, such as the disk.
+            await asyncio.wait((over, *streams), return_when=asyncio.FIRST_COMPLETED)
+            self._over.set()
+            fared = health.report()
             watch.cancel()
             for stream in streams:
                 stream.cancel()
@@ -70,6 +76,7 @@ class ClosedLoop:
         for result in results:
             if isinstance(result, Exception):
                 raise result
+        return fared
 
     def interrupt(self, why: str) -> None:
         """End the cell now; what is in flight is kept as cancelled."""

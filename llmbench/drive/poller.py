@@ -53,9 +53,8 @@ class Poller:
         early_ns = self._looked_at_ns + LOOK_EVERY_NS - time.monotonic_ns()
         if early_ns > 0 and len(self._ready) >= MANY:
             time.sleep(early_ns / 1e9)
-        self.empty_at_ns = self._looked_at_ns
+        self.empty_at_ns, self._looked_at_ns = self._looked_at_ns, time.monotonic_ns()
         waiting = epoll.poll(0)
-        self._looked_at_ns = time.monotonic_ns()
         ready = self._ready
         for descriptor, _ in waiting:
             if descriptor in ready:  # an earlier call may have closed it

@@ -17,11 +17,11 @@ from llmbench.drive.reach import Reached, reach
 from llmbench.drive.spool import Spool
 from llmbench.drive.wire import WireClient
 from llmbench.errors import Unmeasurable
-from llmbench.measure.cell import measure_cell
+from llmbench.measure.cell import judged, measure_cell
 from llmbench.plan import prompts
 from llmbench.plan.grid import grid
 from llmbench.records import Call, Cell, CellFacts, Load, Phase, Target, Trace
-from llmbench.store import RunDirectory
+from llmbench.store import RunDirectory, StoreError
 
 REFRESH_S = 0.5
 
@@ -41,8 +41,20 @@ class View(Protocol):
         """The running cell has ended."""
 
 
+class SilentView:
+    """Shows nothing."""
+
+    live = False
+
+    def say(self, line: str) -> None: ...
+
+    def progress(self, target: str, load: Load, progress: Progress) -> None: ...
+
+    def cell_over(self) -> None: ...
+
+
 class SweepRun:
-    """One run of a sweep: ``cells`` grows as they are measured."""
+    """One run of a sweep."""
 
     def __init__(self, directory: RunDirectory, view: View) -> None:
         self._directory = directory
@@ -53,7 +65,12 @@ class SweepRun:
         self._running: ClosedLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self.interrupted = False
-        self.cells: list[Cell] = []
+        self._measured: list[Cell] = []
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The rows so far, with their verdicts."""
+        return list(map(judged, self._measured, self._directory.run.cells))
 
     def run(self) -> None:
         """Run every cell; Ctrl-C ends the run in good order. Raises ``UserError``."""
@@ -135,13 +152,17 @@ class SweepRun:
         watch = asyncio.create_task(self._watch(target.name, running))
         try:
             await client.open()
-            await running.run(self._clock)
+            health = await running.run(self._clock)
+        except OSError as problem:
+            raise StoreError(
+                f"{self._directory.path}: {problem.strerror}; the cells before this one are safe"
+            ) from None
         finally:
             self._running = None
             watch.cancel()
             self._view.cell_over()
             await client.close()
-        facts = msgspec.structs.replace(facts, stopped=running.stopped)
+        facts = msgspec.structs.replace(facts, stopped=running.stopped, health=health)
         self._keep(facts, target, lambda: map(client.settle, spool))
         spool.close()
 
@@ -171,7 +192,7 @@ class SweepRun:
         self, facts: CellFacts, target: Target, traces: Callable[[], Iterable[Trace]]
     ) -> None:
         self._directory.add_cell(facts, traces())
-        self.cells.append(measure_cell(target, facts, traces()))
+        self._measured.append(measure_cell(target, facts, traces()))
         self._directory.save_summary(self.cells)
 
     def _skip(self, plans: list[CellFacts], target: Target, problem: Unmeasurable) -> None:

@@ -8,6 +8,7 @@ cell.
 import asyncio
 import socket
 import time
+from http import HTTPStatus
 from typing import Any
 
 import httptools
@@ -86,7 +87,7 @@ class _Connection:
         self._sock: socket.socket | None = None
         self._tls: Tls | None = None
         self._stages: Connect | None = None  # of the opening that no call has reported yet
-        self._stamped = self._used = self._closes_silently = False
+        self._stamped = self._used = self._unsent = self._closes_silently = False
         self._reply = _Reply()
         self._done: asyncio.Future[None] | None = None
 
@@ -129,7 +130,7 @@ class _Connection:
                 self.close()
                 self._closes_silently = True
                 continue
-            if error or self._closes_silently or not reply.keeps_alive:
+            if error or self._unsent or self._closes_silently or not reply.keeps_alive:
                 self.close()
             recording = reply.seal(self._clock if self._stamped else None)
             return recording.trace(call, self._clock.zero_ns, end_ns, error, detail)
@@ -168,7 +169,8 @@ class _Connection:
         except OSError as problem:
             self._fail(Failure("reset", problem.strerror or str(problem)))
             return
-        if sent < len(request):
+        self._unsent = sent < len(request)
+        if self._unsent:
             self._loop.add_writer(self._sock, self._send, request[sent:])
 
     # ── the hot path ─────────────────────────────────────────────────────────────────────────────
@@ -190,6 +192,9 @@ class _Connection:
         if self._tls is not None:
             self._readable_tls(data, timespec)
             return
+        if self._idle:
+            self.close()  # whatever a server says unasked, it is about to leave
+            return
         reply.reads.append((data, timespec, time.monotonic_ns(), self._poller.empty_at_ns))
         if data.endswith(_EMPTY_LINE) or reply.eager or size < len(_EMPTY_LINE):
             self._parse()
@@ -200,6 +205,11 @@ class _Connection:
             plain = self._tls.decrypt(data) if self._tls is not None else data
         except Failure as failure:
             self._fail(failure)
+            return
+        if not plain:  # half a record, or none of the stream's: session tickets, a farewell
+            return
+        if self._idle:
+            self.close()
             return
         self._reply.reads.append((plain, timespec, read_at_ns, self._poller.empty_at_ns))
         self._parse()
@@ -217,6 +227,9 @@ class _Connection:
 
     def _closed(self) -> None:
         """The server closed the connection: the end of a reply that is delimited so."""
+        if self._idle:
+            self.close()
+            return
         self._parse()
         if self._reply.ends_by_close:
             self._finish()
@@ -224,12 +237,17 @@ class _Connection:
 
     def _lost(self, words: str) -> None:
         """The connection is gone; so is the reply, unless it had ended before."""
-        if self._done is None or self._done.done():
+        if self._idle:
             self.close()
         elif self._reply.headers_complete:
             self._fail(Failure("truncated", f"{words} in the middle of the reply"))
         else:
             self._fail(Failure("reset", words))
+
+    @property
+    def _idle(self) -> bool:
+        """Whether no exchange waits for what comes."""
+        return self._done is None or self._done.done()
 
     def _time_out(self) -> None:
         self._fail(Failure("timeout", f"no end of the reply within {self._timeout_s:g} s"))
@@ -256,7 +274,7 @@ class _Reply:
         self.recording = Recording()
         self.eager = True
         self.headers_complete = self.complete = self.keeps_alive = False
-        self._framed = False
+        self._framed = self._chunked = False
         self._parsed = 0
         self._parser: Any = httptools.HttpResponseParser(self)
 
@@ -265,8 +283,10 @@ class _Reply:
         recording, feed = self.recording, self._parser.feed_data
         for data, _, _, _ in self.reads[self._parsed :]:
             self._parsed += 1
-            feed(data)
-            recording.end.append(recording.size)
+            try:
+                feed(data)
+            finally:
+                recording.end.append(recording.size)
         return self.complete
 
     @property
@@ -280,7 +300,7 @@ class _Reply:
         try:
             self.parse()
         except httptools.HttpParserError:
-            del self.reads[self._parsed - 1 :]
+            del self.reads[self._parsed :]
         for _, _, read_at_ns, _ in self.reads:
             recording.read_at_ns.append(read_at_ns)
         if clock is not None and all(timespec for _, timespec, _, _ in self.reads):
@@ -296,19 +316,23 @@ class _Reply:
         self.recording.keep_header(name.decode("latin-1"), value.decode("latin-1"))
         name = name.lower()
         if name == b"transfer-encoding" and b"chunked" in value.lower():
-            self._framed = True
-            self.eager = False
+            self._framed = self._chunked = True
         elif name == b"content-length":
             self._framed = True
 
     def on_headers_complete(self) -> None:
         self.recording.status = self._parser.get_status_code()
-        self.headers_complete = True
+        self.headers_complete = self.recording.status >= HTTPStatus.OK
+        self.eager = not (self.headers_complete and self._chunked)
 
     def on_body(self, piece: bytes) -> None:
         self.recording.pieces.append(piece)
         self.recording.size += len(piece)
 
     def on_message_complete(self) -> None:
+        if not self.headers_complete:  # an interim reply, as 100 and 103 are
+            self.recording.status = 0
+            self.recording.headers.clear()
+            return
         self.complete = True
         self.keeps_alive = self._parser.should_keep_alive()

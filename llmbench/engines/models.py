@@ -17,6 +17,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
+from llmbench.cache import cache_folder
 from llmbench.errors import Unmeasurable, UserError
 
 NAME = "SmolLM2-135M-Instruct"
@@ -73,15 +74,6 @@ def embedded_model(*, progress: bool) -> Path:
             f"set LLMBENCH_CACHE to a folder with 300 MB to spare"
         ) from problem
     return path
-
-
-def cache_folder() -> Path:
-    """Where fetched models live: ``$LLMBENCH_CACHE``, or llmbench's part of the user's cache."""
-    if own := os.environ.get("LLMBENCH_CACHE"):
-        return Path(own).expanduser().absolute()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).absolute() / "llmbench"
-    return Path.home() / ".cache" / "llmbench"
 
 
 def _download(folder: Path, progress: bool) -> Path:

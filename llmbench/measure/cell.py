@@ -1,17 +1,29 @@
 """Trace* → Cell: the whole right-hand side of the path, for one cell."""
 
 from collections.abc import Iterable
+from copy import deepcopy
 
 from llmbench.apis import APIS
 from llmbench.measure.metrics import measure
+from llmbench.measure.ruler import add_calibration
 from llmbench.measure.summary import summarize
 from llmbench.measure.timeline import decode
+from llmbench.measure.verdict import judge
 from llmbench.records import Cell, CellFacts, Target, Trace
 
 
 def measure_cell(target: Target, facts: CellFacts, traces: Iterable[Trace]) -> Cell:
-    """The row of one cell, from what is stored of it."""
+    """The figures of one cell from what is stored of it, without a verdict on them yet."""
     decode_event = APIS[target.api].decode
     return summarize(
         target, facts, [measure(trace, decode(trace, decode_event)) for trace in traces]
     )
+
+
+def judged(cell: Cell, facts: CellFacts) -> Cell:
+    """``cell`` with the ruler's error as it was calibrated, and with its verdict."""
+    cell = deepcopy(cell)
+    if facts.calibration is not None and cell.requests.ok:
+        add_calibration(cell.ruler, facts.calibration)
+    judge(cell, facts)
+    return cell

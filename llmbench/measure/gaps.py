@@ -88,7 +88,9 @@ def _pool(gaps: Sequence[Floats]) -> Gaps:
 
 def burst_index(gaps: Floats) -> float | None:
     """The share of gaps below a fifth of the median of the gaps that are not zero."""
+    if len(gaps) == 0:
+        return None
     apart = gaps[gaps > 0]
     if len(apart) == 0:
-        return None
+        return 1.0  # every reply came at once
     return float((gaps < BURST_FRACTION * np.median(apart)).mean())

@@ -7,8 +7,8 @@ import numpy as np
 
 from llmbench.measure import gaps as gap
 from llmbench.measure import statistics as stats
+from llmbench.measure.ruler import from_evidence
 from llmbench.measure.statistics import Floats
-from llmbench.measure.verdict import judge
 from llmbench.records import (
     Block,
     Cell,
@@ -16,19 +16,16 @@ from llmbench.records import (
     Counts,
     Range,
     RequestMetrics,
-    Ruler,
     Target,
 )
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 SLOW_RATES = {"p1": 0.01, "p5": 0.05}
 MS = 1e3
-UNCERTAIN_NS = 500_000
-"""An event that can be older than its stamp by more than this counts as uncertain."""
 
 
 def summarize(target: Target, facts: CellFacts, requests: Sequence[RequestMetrics]) -> Cell:
-    """One row from the requests of one cell, of every phase.
+    """One row from the requests of one cell, of every phase; the verdict on it comes later.
 
     Latencies come from the measured requests; the throughput counts whatever arrived inside the
     window, which lasts from the first measured ``sent`` to the last measured reply's end.
@@ -38,11 +35,10 @@ def summarize(target: Target, facts: CellFacts, requests: Sequence[RequestMetric
     cell = _empty_cell(target, facts)
     cell.requests = _count(measured)
     if measured:
-        cell.ruler = _ruler(good)
+        cell.ruler = from_evidence(good)
         _latencies(cell, measured, good)
-        _rates(cell, requests, measured)
         _lengths(cell, good)
-    judge(cell, facts)
+        _rates(cell, requests, measured)
     return cell
 
 
@@ -169,6 +165,8 @@ def _rates(
         chars += share * each.timeline.chars
         done += complete and each.end_ns <= stop_ns
     cell.window_s = window_ns / 1e9
+    cell.send_window_s = (max(each.sent_ns for each in measured) - start_ns) / 1e9
+    cell.residence_s = sum(each.end_ns - each.sent_ns for each in measured) / len(measured) / 1e9
     cell.otps = tokens / cell.window_s
     cell.chars_per_s = chars / cell.window_s
     cell.requests_per_s = done / cell.window_s
@@ -199,19 +197,3 @@ def _range(counts: Sequence[int]) -> Range | None:
         return None
     ordered = sorted(counts)
     return Range(ordered[0], ordered[(len(ordered) - 1) // 2], ordered[-1])
-
-
-def _ruler(good: Sequence[RequestMetrics]) -> Ruler:
-    ruler = Ruler()
-    if not good:
-        return ruler
-    ruler.stamps = "kernel" if all(each.stamps == "kernel" for each in good) else "user"
-    slack_ns = np.concatenate([np.asarray(each.timeline.slack_ns, np.int64) for each in good])
-    ruler.coalesced_share = float((slack_ns > 0).mean())
-    ruler.uncertain_share = float((slack_ns > UNCERTAIN_NS).mean())
-    if ruler.stamps == "kernel":
-        lag_ms = np.sort(np.concatenate([np.asarray(each.lag_ns) for each in good]) / 1e6)
-        ruler.read_lag_ms = {
-            name: stats.quantile(lag_ms, QUANTILES[name]) for name in ("p50", "p99")
-        }
-    return ruler

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 
 from llmbench.apis import sse
-from llmbench.apis.chunks import error_message
+from llmbench.apis.chunks import MALFORMED, error_message
 from llmbench.records import Event, Integers, Kind, Timeline, Trace, Usage
 
 
@@ -19,12 +19,15 @@ def decode(trace: Trace, decode_event: Callable[[bytes, str], Event]) -> Timelin
     """
     if trace.status != HTTPStatus.OK or not _is_event_stream(trace):
         failure, detail = _failed_without_a_stream(trace)
-        return Timeline(at_ns=array("q"), slack_ns=array("q"), failure=failure, detail=detail)
-    at_ns, slack_ns, running = array("q"), array("q"), array("q")
+        return Timeline(
+            at_ns=array("q"), slack_ns=array("q"), lag_ns=array("q"), failure=failure, detail=detail
+        )
+    at_ns, slack_ns, lag_ns, running = array("q"), array("q"), array("q"), array("q")
     first_event_ns = first_answer_ns = None
     chars = seen = ids = 0
     usage, finish, error = Usage(), "", ""
-    ends, stamps_ns, slacks_ns = trace.reads.end, trace.reads.at_ns, trace.reads.slack_ns
+    reads = trace.reads
+    ends, stamps_ns, lags_ns, slacks_ns = reads.end, reads.at_ns, reads.lag_ns, reads.slack_ns
     read, content_read = 0, -1
     for end, data, name in sse.parse(trace.body):
         while end > ends[read]:
@@ -45,6 +48,7 @@ def decode(trace: Trace, decode_event: Callable[[bytes, str], Event]) -> Timelin
             content_read = read
             at_ns.append(stamps_ns[read])
             slack_ns.append(0)
+            lag_ns.append(lags_ns[read])
             running.append(ids or usage.completion_tokens or 0)
             chars += len(text)
         finish = event_finish or finish
@@ -55,6 +59,7 @@ def decode(trace: Trace, decode_event: Callable[[bytes, str], Event]) -> Timelin
         first_answer_ns=first_answer_ns,
         at_ns=at_ns,
         slack_ns=slack_ns,
+        lag_ns=lag_ns,
         running_tokens=running if _counts(running) else None,
         token_ids=ids or None,
         chars=chars,
@@ -73,8 +78,8 @@ def _counts(running: Integers) -> bool:
 def _is_event_stream(trace: Trace) -> bool:
     headers = trace.headers
     return (
-        headers.get("content-type", "").startswith("text/event-stream")
-        and headers.get("content-encoding", "identity") == "identity"
+        headers.get("content-type", "").lower().startswith("text/event-stream")
+        and headers.get("content-encoding", "identity").lower() == "identity"
     )
 
 
@@ -96,8 +101,7 @@ def _failed_without_a_stream(trace: Trace) -> tuple[str, str]:
 def _failed(trace: Trace, seen: int, error: str) -> tuple[str, str]:
     """The kind of failure of an event stream and its words; both empty for a good one."""
     if error:
-        malformed = error.startswith("malformed")
-        return ("malformed" if malformed else "stream-error"), error
+        return ("malformed" if error.startswith(MALFORMED) else "stream-error"), error
     if trace.error:
         return trace.error, trace.detail
     if not seen & (Kind.DONE | Kind.FINISH):

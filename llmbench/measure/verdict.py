@@ -1,6 +1,7 @@
 """Whether a cell's numbers can be stood behind, and why not, in plain words."""
 
-from llmbench.records import Cell, CellFacts
+from llmbench.measure.ruler import too_uncertain
+from llmbench.records import Cell, CellFacts, Health
 
 FULL_LOAD = 0.98
 """The least share of the asked concurrency that must have been in flight, averaged over time."""
@@ -9,6 +10,15 @@ CACHED = 0.01
 """A greater share of prompt tokens from a cache than this makes a cell warm."""
 
 COUNTS_AGREE = 0.01
+"""How far the server's token count may be below the number of events that brought tokens."""
+
+LATE_SHARE = 0.5
+LEAST_LATE_MS = 5.0
+"""Reads that come later than half a gap (or this, if it is longer) after the data begin to swallow
+events, and hold back the next request."""
+
+LITTLE = 0.02
+"""How far the load may be from rate × residence (Little's law), beyond a short window's blur."""
 
 
 def judge(cell: Cell, facts: CellFacts) -> None:
@@ -17,7 +27,7 @@ def judge(cell: Cell, facts: CellFacts) -> None:
         cell.verdict = "invalid"
         cell.reasons.append(facts.unmeasured)
         return
-    cell.reasons += _reasons(cell, facts)
+    cell.reasons += [reason for reason in _reasons(cell, facts) if reason]
     if cell.reasons:
         cell.verdict = "invalid"
     if facts.stopped:
@@ -27,19 +37,78 @@ def judge(cell: Cell, facts: CellFacts) -> None:
 
 
 def _reasons(cell: Cell, facts: CellFacts) -> list[str]:
-    reasons = []
-    if cell.requests.ok == 0:
-        reasons.append("no request succeeded")
-    elif (
-        not facts.stopped
-        and cell.in_flight is not None
-        and cell.in_flight < FULL_LOAD * facts.load.concurrency
-    ):
-        reasons.append(
-            f"only {cell.in_flight:.1f} of {facts.load.concurrency} requests were in flight on "
-            "average: the client or its connections held the load back"
-        )
-    return reasons
+    if not cell.requests.ok:
+        return ["no request succeeded"]
+    return [
+        _saturated(cell),
+        _underloaded(cell, facts),
+        _unsteady(cell, facts),
+        _miscounted(cell),
+        *(_unhealthy(facts.health) if facts.health else ()),
+    ]
+
+
+def _saturated(cell: Cell) -> str:
+    """The client was too late to tell events apart, or to keep the load up."""
+    remedy = "use more --workers, fewer streams or a second machine"
+    lag_ms = cell.ruler.read_lag_ms["p99"] if cell.ruler.read_lag_ms else 0.0
+    gap_ms = cell.icl_ms.p50 if cell.icl_ms and cell.icl_ms.p50 else 0.0
+    if uncertain := too_uncertain(cell):
+        late = f" (read lag p99 {lag_ms:.1f} ms)" if lag_ms else ""
+        return f"client saturated: {uncertain}{late}; {remedy}"
+    if lag_ms > max(LEAST_LATE_MS, LATE_SHARE * gap_ms):
+        return f"client saturated: read lag p99 {lag_ms:.1f} ms; {remedy}"
+    return ""
+
+
+def _underloaded(cell: Cell, facts: CellFacts) -> str:
+    asked = facts.load.concurrency
+    if facts.stopped or cell.in_flight is None or cell.in_flight >= FULL_LOAD * asked:
+        return ""
+    return (
+        f"only {cell.in_flight:.1f} of {asked} requests were in flight on average: the client or "
+        "its connections held the load back"
+    )
+
+
+def _unsteady(cell: Cell, facts: CellFacts) -> str:
+    """Little's law: what is in flight is the rate at which it comes times how long it stays."""
+    if facts.stopped or cell.requests.failed or cell.residence_s is None or not cell.in_flight:
+        return ""
+    rate = cell.requests.sent / (cell.send_window_s or 1)
+    expected = rate * cell.residence_s
+    blur = 3 * facts.load.concurrency / cell.requests.sent
+    if abs(expected - cell.in_flight) <= (LITTLE + blur) * cell.in_flight:
+        return ""
+    return (
+        f"unsteady: {rate:.3g} requests/s that stay {cell.residence_s:.3g} s each make "
+        f"{expected:.1f} in flight, not {cell.in_flight:.1f}; the server changed pace meanwhile"
+    )
+
+
+def _miscounted(cell: Cell) -> str:
+    ratio, guessed = cell.tokens_per_event, cell.token_source in (None, "chunks")
+    if guessed or ratio is None or ratio >= 1 - COUNTS_AGREE:
+        return ""
+    return (
+        f"token counts disagree: the server counts {ratio:.2f} tokens for each event that brought "
+        "some"
+    )
+
+
+def _unhealthy(health: Health) -> list[str]:
+    return [
+        f"the system's clock was set while measuring, by {health.clock_step_ms:.3g} ms"
+        if health.clock_step_ms
+        else "",
+        f"this process was throttled for {health.throttled_ms:.3g} ms by its control group: give "
+        "it more CPU"
+        if health.throttled_ms
+        else "",
+        f"the garbage collector ran {health.collections} times while measuring"
+        if health.collections
+        else "",
+    ]
 
 
 def _notes(cell: Cell, facts: CellFacts) -> list[str]:

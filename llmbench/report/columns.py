@@ -32,6 +32,7 @@ def columns(cells: Sequence[Cell]) -> list[Column]:
         Column("\np95", lambda cell: quantile(cell, cell.ttft_ms, "p95")),
         Column("ITL ms\np50", lambda cell: quantile(cell, cell.itl_ms, "p50")),
         Column("\np99", lambda cell: quantile(cell, cell.itl_ms, "p99")),
+        Column("ruler\n± ms", _error),
         Column("tok/s\n/user", lambda cell: quantile(cell, cell.otps_per_user, "p50")),
         Column("tok/s\ntotal", lambda cell: figure(cell, cell.otps)),
         Column("req/s", lambda cell: figure(cell, cell.requests_per_s)),
@@ -55,6 +56,23 @@ def figure(cell: Cell, value: float | None) -> str:
     if value >= 10:
         return f"{value:.1f}"
     return f"{value:.2f}"
+
+
+def _error(cell: Cell) -> str:
+    """The most that the ruler can be off in a latency that the table shows, in milliseconds."""
+    shown = (
+        (cell.ttft_ms, cell.ruler.ttft_error_ms, ("p50", "p95")),
+        (cell.itl_ms, cell.ruler.itl_error_ms, ("p50", "p99")),
+    )
+    errors = [
+        errors_ms[name]
+        for block, errors_ms, names in shown
+        for name in names
+        if errors_ms and block is not None and getattr(block, name) is not None
+    ]
+    if not errors or cell.verdict == "invalid":
+        return NOT_MEASURED
+    return f"{max(errors):.2f}"
 
 
 def _prompt(cell: Cell) -> str:

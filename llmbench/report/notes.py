@@ -11,7 +11,8 @@ def notes(cells: Sequence[Cell]) -> list[str]:
     for cell in cells:
         for line in _of_cell(cell):
             lines.setdefault(line, []).append(cell)
-    return [f"{_places(about, cells)}: {line}" for line, about in lines.items()] + _legend(cells)
+    said = [f"{_places(about, cells)}: {line}" for line, about in lines.items()]
+    return said + _client_tax(cells) + _legend(cells)
 
 
 def _of_cell(cell: Cell) -> Iterable[str]:
@@ -37,6 +38,36 @@ def _places(about: Sequence[Cell], cells: Sequence[Cell]) -> str:
     return "; ".join(f"{name} at {', '.join(loads)}" for name, loads in places.items())
 
 
+def _client_tax(cells: Sequence[Cell]) -> list[str]:
+    """What other clients read at the same load beyond what the wire client reads."""
+    wire = {_load(cell): cell for cell in cells if cell.client == "wire"}
+    taxes = [
+        (cell, added)
+        for cell in cells
+        if cell.client != "wire" and (base := wire.get(_load(cell))) is not None
+        if (added := _added(base, cell))
+    ]
+    return [f"client tax, {cell.client} at {cell.concurrency}: {added}" for cell, added in taxes]
+
+
+def _load(cell: Cell) -> tuple[str, int | None, int]:
+    return cell.target, cell.concurrency, cell.prompt_tokens
+
+
+def _added(base: Cell, cell: Cell) -> str:
+    if "invalid" in (base.verdict, cell.verdict):
+        return ""
+    figures = [
+        (f"{cell_block.p50 - base_block.p50:+.2f} ms on {name} p50")
+        for name, base_block, cell_block in (
+            ("TTFT", base.ttft_ms, cell.ttft_ms),
+            ("ITL", base.itl_ms, cell.itl_ms),
+        )
+        if base_block and cell_block and base_block.p50 is not None and cell_block.p50 is not None
+    ]
+    return ", ".join(figures)
+
+
 def _legend(cells: Sequence[Cell]) -> list[str]:
     stamps = sorted({cell.ruler.stamps for cell in cells if cell.ruler.stamps})
     lines = []
@@ -46,6 +77,8 @@ def _legend(cells: Sequence[Cell]) -> list[str]:
             "closed loop: service time with that many requests in flight; replies of "
             f"{', '.join(map(str, asked))} tokens; {' and '.join(stamps)} stamps"
         )
+    if any(cell.ruler.ttft_error_ms for cell in cells):
+        lines.append("±: how far the ruler itself can be off, in ms; not the spread of the server")
     if any(_too_small(cell) for cell in cells):
         lines.append("—: not measured, or too few requests for a 95% interval (p95 72, p99 368)")
     return lines

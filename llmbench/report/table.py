@@ -3,29 +3,49 @@
 import textwrap
 from collections.abc import Sequence
 
-from tabulate import tabulate
+import tabulate
 
 from llmbench.records import Cell
-from llmbench.report.columns import columns
+from llmbench.report.columns import Column, columns
 from llmbench.report.notes import notes
 
 WIDTH = 100
-NAME_WIDTH = 24
+NARROWEST_NAME = 8
+
+# One space between columns, and nothing else.
+_TIGHT = tabulate.TableFormat(
+    lineabove=None,
+    linebelowheader=None,
+    linebetweenrows=None,
+    linebelow=None,
+    headerrow=tabulate.DataRow("", " ", ""),
+    datarow=tabulate.DataRow("", " ", ""),
+    padding=0,
+    with_header_hide=None,
+)
 
 
 def render_table(cells: Sequence[Cell]) -> str:
     """One row a cell, within 100 columns, with notes below."""
     chosen = columns(cells)
-    rows = [[_shorten(column.text(cell)) for column in chosen] for cell in cells]
-    table = tabulate(
-        rows,
-        headers=[column.head for column in chosen],
-        tablefmt="simple",
-        disable_numparse=True,
-        colalign=["left", *("right" for _ in chosen[1:])],
-    )
+    rows = [[column.text(cell) for column in chosen] for cell in cells]
+    table = grid(chosen, rows)
+    overflow = max(map(len, table.splitlines())) - WIDTH
+    if overflow > 0:
+        longest = max(max(len(row[0]) for row in rows) - overflow, NARROWEST_NAME)
+        rows = [[_shorten(row[0], longest), *row[1:]] for row in rows]
+        table = grid(chosen, rows)
     below = (textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in notes(cells))
     return "\n".join((table, *below)) + "\n"
+
+
+def grid(chosen: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
+    """``rows`` under the two-line heads of ``chosen``, the first column to the left."""
+    heads = [[column.head.partition("\n")[line] for column in chosen] for line in (0, 2)]
+    rule = ["-" * max(map(len, texts)) for texts in zip(*heads, *rows, strict=True)]
+    return tabulate.tabulate(
+        [*heads, rule, *rows], tablefmt=_TIGHT, disable_numparse=True, colalign=_alignment(chosen)
+    )
 
 
 def render_markdown(cells: Sequence[Cell]) -> str:
@@ -36,16 +56,20 @@ def render_markdown(cells: Sequence[Cell]) -> str:
         top, _, bottom = column.head.partition("\n")
         group = top or group
         heads.append(f"{group} {bottom}".strip())
-    table = tabulate(
-        [[column.text(cell) for column in chosen] for cell in cells],
+    table = tabulate.tabulate(
+        [[column.text(cell).replace("|", "\\|") for column in chosen] for cell in cells],
         headers=heads,
         tablefmt="github",
         disable_numparse=True,
-        colalign=["left", *("right" for _ in chosen[1:])],
+        colalign=_alignment(chosen),
     )
     below = [f"- {line}" for line in notes(cells)]
     return "\n".join((table, "", *below)) + "\n"
 
 
-def _shorten(text: str) -> str:
-    return text if len(text) <= NAME_WIDTH else text[: NAME_WIDTH - 1] + "…"
+def _alignment(chosen: Sequence[Column]) -> list[str]:
+    return ["left", *("right" for _ in chosen[1:])]
+
+
+def _shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"

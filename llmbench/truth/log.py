@@ -16,10 +16,11 @@ class Reply(Struct, frozen=True, kw_only=True):
 
     ``received_ns`` is when the read that completed the request arrived (``stamps`` says by whose
     clock); ``started_ns`` is later where the reply had to wait for a slot or for the reply before
-    it on its connection. ``sent_ns[i]`` was taken right before the send that completed event ``i``;
-    comments are no events. Token events are ``first_token`` … ``last_token``, as planned: a reply
-    that broke off has fewer. ``late_ns`` is the most that any send was behind its schedule, and
-    ``blocked`` how often the peer's full buffer held one back.
+    it on its connection. ``sent_ns[i]`` was taken right before the send that completed event ``i``,
+    and ``took_ns[i]`` is how long that send took: the event left within it. Comments are no events.
+    Token events are ``first_token`` … ``last_token``, as planned: a reply that broke off has fewer.
+    ``late_ns`` is the most that any send was behind its schedule, and ``blocked`` how often the
+    peer's full buffer held one back.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Reply(Struct, frozen=True, kw_only=True):
     ended_ns: int
     ended: Ended
     sent_ns: Sequence[int]
+    took_ns: Sequence[int]
     first_token: int | None
     last_token: int | None
     prompt_tokens: int
@@ -46,6 +48,13 @@ class Reply(Struct, frozen=True, kw_only=True):
         if self.first_token is None or self.last_token is None:
             return []
         return self.sent_ns[self.first_token : self.last_token + 1]
+
+    @property
+    def token_took_ns(self) -> Sequence[int]:
+        """How long each token event's send took, in order."""
+        if self.first_token is None or self.last_token is None:
+            return []
+        return self.took_ns[self.first_token : self.last_token + 1]
 
     @property
     def ttft_ns(self) -> int | None:

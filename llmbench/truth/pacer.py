@@ -44,6 +44,7 @@ class Stream:
         "live",
         "sent_ns",
         "started_ns",
+        "took_ns",
     )
 
     def __init__(
@@ -62,6 +63,7 @@ class Stream:
         self._on_end = on_end
         self.started_ns = started_ns
         self.sent_ns = array("q")
+        self.took_ns = array("q")
         self.late_ns = 0
         self.blocked = 0
         self.live = True
@@ -81,8 +83,10 @@ class Stream:
         except OSError:
             self._on_end("disconnected")
             return None
+        took_ns = time.monotonic_ns() - at_ns
         for _ in range(events):
             self.sent_ns.append(at_ns)
+            self.took_ns.append(took_ns)
         if at_ns - due_ns > self.late_ns:
             self.late_ns = at_ns - due_ns
         if count < len(data):
@@ -110,7 +114,9 @@ class Stream:
             return False
         events = self._steps[self._position][2]
         if events:
+            took_ns = time.monotonic_ns() - at_ns
             self.sent_ns[-events:] = array("q", [at_ns] * events)
+            self.took_ns[-events:] = array("q", [took_ns] * events)
         return True
 
     def step_on(self) -> int | None:

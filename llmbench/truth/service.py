@@ -192,6 +192,7 @@ class TruthService:
             ended_ns=time.monotonic_ns(),
             ended=ended,
             sent_ns=stream.sent_ns if stream else (),
+            took_ns=stream.took_ns if stream else (),
             first_token=reply.first_token,
             last_token=reply.last_token,
             prompt_tokens=reply.prompt_tokens,
