@@ -18,7 +18,7 @@ from llmbench.drive.client import Recording
 from llmbench.drive.clock import ANCILLARY_BYTES, Clock
 from llmbench.drive.endpoint import Endpoint
 from llmbench.drive.poller import Poller
-from llmbench.drive.socket_opener import READ_BYTES, Failure, Tls, open_socket
+from llmbench.drive.opening import READ_BYTES, Failure, Tls, open_socket
 from llmbench.records import Call, Connect, Trace
 
 OPENING_AT_ONCE = 32

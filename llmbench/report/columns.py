@@ -51,9 +51,9 @@ def figure(cell: Cell, value: float | None) -> str:
         return NOT_MEASURED
     if math.isinf(value):
         return NEVER
-    if value >= 100:
+    if value >= 99.95:
         return f"{value:,.0f}"
-    if value >= 10:
+    if value >= 9.995:
         return f"{value:.1f}"
     return f"{value:.2f}"
 

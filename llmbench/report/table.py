@@ -12,40 +12,35 @@ from llmbench.report.notes import notes
 WIDTH = 100
 NARROWEST_NAME = 8
 
-# One space between columns, and nothing else.
-_TIGHT = tabulate.TableFormat(
-    lineabove=None,
-    linebelowheader=None,
-    linebetweenrows=None,
-    linebelow=None,
-    headerrow=tabulate.DataRow("", " ", ""),
-    datarow=tabulate.DataRow("", " ", ""),
-    padding=0,
-    with_header_hide=None,
-)
-
 
 def render_table(cells: Sequence[Cell]) -> str:
     """One row a cell, within 100 columns, with notes below."""
     chosen = columns(cells)
     rows = [[column.text(cell) for column in chosen] for cell in cells]
-    table = grid(chosen, rows)
-    overflow = max(map(len, table.splitlines())) - WIDTH
-    if overflow > 0:
+    table = grid(chosen, rows, gap=2)
+    if _width(table) > WIDTH:
+        table = grid(chosen, rows, gap=1)
+    if (overflow := _width(table) - WIDTH) > 0:
         longest = max(max(len(row[0]) for row in rows) - overflow, NARROWEST_NAME)
         rows = [[_shorten(row[0], longest), *row[1:]] for row in rows]
-        table = grid(chosen, rows)
+        table = grid(chosen, rows, gap=1)
     below = (textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in notes(cells))
     return "\n".join((table, *below)) + "\n"
 
 
-def grid(chosen: Sequence[Column], rows: Sequence[Sequence[str]]) -> str:
-    """``rows`` under the two-line heads of ``chosen``, the first column to the left."""
+def grid(chosen: Sequence[Column], rows: Sequence[Sequence[str]], gap: int) -> str:
+    """``rows`` under the two-line heads of ``chosen``, ``gap`` spaces between columns."""
     heads = [[column.head.partition("\n")[line] for column in chosen] for line in (0, 2)]
     rule = ["-" * max(map(len, texts)) for texts in zip(*heads, *rows, strict=True)]
+    row = tabulate.DataRow("", " " * gap, "")
+    plain = tabulate.TableFormat(None, None, None, None, row, row, padding=0, with_header_hide=None)
     return tabulate.tabulate(
-        [*heads, rule, *rows], tablefmt=_TIGHT, disable_numparse=True, colalign=_alignment(chosen)
+        [*heads, rule, *rows], tablefmt=plain, disable_numparse=True, colalign=_alignment(chosen)
     )
+
+
+def _width(table: str) -> int:
+    return max(map(len, table.splitlines()))
 
 
 def render_markdown(cells: Sequence[Cell]) -> str:
