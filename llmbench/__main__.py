@@ -2,4 +2,5 @@
 
 from llmbench.cli import main
 
-raise SystemExit(main())
+if __name__ == "__main__":  # not in a worker process, which imports this again
+    raise SystemExit(main())

@@ -237,6 +237,12 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
     )
     flag("--ca-file", "certificates to trust, in PEM, instead of the system's", metavar="FILE")
     flag(
+        "--workers",
+        "processes that share the streams, or auto (default: 1)",
+        type=_workers,
+        metavar="N",
+    )
+    flag(
         "--no-calibrate",
         "do not measure the ruler's own error (a few seconds a load, cached)",
         action="store_false",
@@ -295,6 +301,10 @@ def _calibrate_flags(parser: argparse.ArgumentParser) -> None:
         help="measured requests a load (default: 80, or two a stream)",
     )
     parser.add_argument("--format", choices=("table", "json"), default="table")
+
+
+def _workers(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
 
 
 def _formats() -> tuple[str, ...]:

@@ -49,6 +49,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     duration: Seconds | None = None
     warmup: Annotated[int, Meta(ge=0)] | None = None
     timeout: Seconds = 300.0
+    workers: Count | Literal["auto"] = 1
     calibrate: bool = True
     out: str = ""
     format: Literal["table", "markdown", "csv", "json"] = "table"

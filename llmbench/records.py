@@ -100,6 +100,7 @@ class CellFacts(Struct, frozen=True, kw_only=True):
     server: str = ""
     dialect: str = ""
     exact_length: bool = False
+    workers: int = 1
     unmeasured: str = ""
     stopped: str = ""
     health: Health | None = None

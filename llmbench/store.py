@@ -122,10 +122,7 @@ class RunDirectory:
         try:
             before = path.stat().st_size if path.exists() else 0
             try:
-                with path.open("ab") as file:
-                    file.writelines(_encode(trace) + b"\n" for trace in traces)
-                    file.flush()
-                    os.fsync(file.fileno())
+                write_traces(path, traces)
             except OSError:
                 # The cells before stay readable. Not earlier: closing writes what is buffered.
                 os.truncate(path, before)
@@ -140,17 +137,7 @@ class RunDirectory:
 
     def traces(self) -> Iterator[Trace]:
         """The stored traces, in order. A last line that was cut off is passed over."""
-        path = self.path / "requests.jsonl"
-        if not path.exists():
-            return
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    yield _decode(line)
-                except (msgspec.DecodeError, ValueError) as problem:
-                    if not line.endswith(b"\n"):
-                        return
-                    raise UserError(f"{path}, line {number}: {problem}") from None
+        return read_traces(self.path / "requests.jsonl")
 
     def save_summary(self, cells: list[Cell]) -> bytes:
         """Write ``summary.json``, and return its bytes."""
@@ -161,6 +148,28 @@ class RunDirectory:
 
 def summary_json(run: Run, cells: list[Cell]) -> bytes:
     return _pretty(Summary(started=run.started, cells=cells))
+
+
+def write_traces(path: Path, traces: Iterable[Trace]) -> None:
+    """Append ``traces`` to ``path``, and see them on the disk. Raises ``OSError``."""
+    with path.open("ab") as file:
+        file.writelines(_encode(trace) + b"\n" for trace in traces)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_traces(path: Path) -> Iterator[Trace]:
+    """The traces in ``path``, if it exists. A last line that was cut off is passed over."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield _decode(line)
+            except (msgspec.DecodeError, ValueError) as problem:
+                if not line.endswith(b"\n"):
+                    return
+                raise UserError(f"{path}, line {number}: {problem}") from None
 
 
 def _encode(trace: Trace) -> bytes:

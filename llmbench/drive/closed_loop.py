@@ -1,16 +1,15 @@
-"""One cell: keep N requests in flight, and know which of them count.
+"""Keep streams busy: each sends its next request as soon as it has the reply to the last.
 
 Streams start spread over a second, lest they march in step. They warm up at the cell's own shape
-and go on sending until the last measured reply is in: the window has neither ramp nor drain in it.
+and go on until the last measured reply is in: the window has neither ramp nor drain in it.
 """
 
 import asyncio
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from msgspec import Struct
-
+from llmbench.drive.board import FAILURES_IN_A_ROW, Board
 from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
 from llmbench.drive.health import HealthWatch
@@ -18,24 +17,17 @@ from llmbench.drive.spool import Spool
 from llmbench.records import Call, Health, Load, Phase, Trace
 
 RAMP_S = 1.0
-FAILURES_IN_A_ROW = 10
 PAUSE_AFTER_FAILURE_S = 0.1
-
-
-class Progress(Struct):
-    """Where a cell stands, for the live view."""
-
-    phase: Phase = "warmup"
-    measured: int = 0
-    wanted: int = 0
-    failed: int = 0
+LOOK_S = 0.01
 
 
 class ClosedLoop:
-    """Runs one load on one client.
+    """Runs some of the streams of one cell, on one client.
 
+    ``streams`` are their numbers among the cell's ``load.concurrency``; all of them by default.
     ``make_call(index, stream, phase)`` encodes a request. ``spool`` takes every request that
-    ended, of every phase; ``stopped`` says why the cell ended early, where it did.
+    ended, of every phase. ``board`` is shared with whoever runs the other streams. ``stopped`` says
+    why the cell ended early, where it did.
     """
 
     def __init__(
@@ -44,35 +36,29 @@ class ClosedLoop:
         client: Client,
         make_call: Callable[[int, int, Phase], Call],
         spool: Spool,
+        board: Board | None = None,
+        streams: Sequence[int] | None = None,
     ) -> None:
         self.load = load
+        self.board = board or Board(load)
+        self.stopped = ""
         self._client = client
         self._make_call = make_call
-        self._ramp_s = RAMP_S if load.warmup else 0.0
-        self._phase: Phase = "warmup"
-        self._sent = self._warm = self._measuring = self._started = self._failed_in_a_row = 0
-        self._over = asyncio.Event()
-        self.progress = Progress(wanted=load.requests)
         self._spool = spool
-        self.stopped = ""
+        self._streams = range(load.concurrency) if streams is None else streams
 
     async def run(self, clock: Clock) -> Health:
-        """Run the cell to its end; how this process fared meanwhile."""
-        streams = [
-            asyncio.create_task(self._stream(number)) for number in range(self.load.concurrency)
-        ]
+        """Run the streams until the cell is over; how this process fared meanwhile."""
+        tasks = [asyncio.create_task(self._stream(number)) for number in self._streams]
         watch = asyncio.create_task(_watch_clock(clock))
         with _no_collection():
             health = HealthWatch(clock)
-            over = asyncio.create_task(self._over.wait())
-            # A stream ends before the cell is over only if something broke, such as the disk.
-            await asyncio.wait((over, *streams), return_when=asyncio.FIRST_COMPLETED)
-            self._over.set()
+            while not self.board.over:
+                await asyncio.sleep(LOOK_S)
             fared = health.report()
-            watch.cancel()
-            for stream in streams:
-                stream.cancel()
-            results = await asyncio.gather(*streams, return_exceptions=True)
+            for task in (watch, *tasks):
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
                 raise result
@@ -80,64 +66,38 @@ class ClosedLoop:
 
     def interrupt(self, why: str) -> None:
         """End the cell now; what is in flight is kept as cancelled."""
-        if not self._over.is_set():
+        if not self.board.over:
             self.stopped = why
-            self._over.set()
+            self.board.stop()
 
     async def _stream(self, number: int) -> None:
-        await asyncio.sleep(self._ramp_s * number / self.load.concurrency)
-        self._started += 1
-        while not self._over.is_set():
-            self._advance()
-            phase = self._phase
-            if phase == "measured":
-                self._measuring += 1
-            call = self._make_call(self._sent, number, phase)
-            self._sent += 1
-            trace = await self._client.exchange(call)
+        if self.load.warmup:
+            await asyncio.sleep(RAMP_S * number / self.load.concurrency)
+        self.board.start()
+        while (taken := self.board.take()) is not None:
+            index, phase = taken
+            trace = await self._client.exchange(self._make_call(index, number, phase))
+            self._keep(trace)
+            if self.board.over:
+                return
+            failed = bool(trace.error) or trace.status != 200
+            if self.board.ended(phase, failed):
+                self.interrupt(_hopeless(trace))
+            if failed:
+                await asyncio.sleep(PAUSE_AFTER_FAILURE_S)
+
+    def _keep(self, trace: Trace) -> None:
+        try:
             self._spool.append(trace)
-            if not self._over.is_set():
-                await self._ended(trace)
+        except OSError:  # the disk is full: no stream can go on
+            self.board.stop()
+            raise
 
-    def _advance(self) -> None:
-        """Open the window once every stream is under way and warm; close it when it is full."""
-        load = self.load
-        if self._phase == "warmup" and (
-            self._warm >= load.warmup and (self._started == load.concurrency or not load.warmup)
-        ):
-            self._phase = self.progress.phase = "measured"
-            if load.duration_s is not None:
-                asyncio.get_running_loop().call_later(load.duration_s, self._close_window)
-        if (
-            self._phase == "measured"
-            and load.duration_s is None
-            and self._measuring + self.progress.measured >= load.requests
-        ):
-            self._close_window()
 
-    def _close_window(self) -> None:
-        self._phase = self.progress.phase = "cooldown"
-        if not self._measuring:
-            self._over.set()
-
-    async def _ended(self, trace: Trace) -> None:
-        failed = bool(trace.error) or trace.status != 200
-        self._failed_in_a_row = self._failed_in_a_row + 1 if failed else 0
-        self.progress.failed += failed
-        self._warm += trace.phase == "warmup"
-        if trace.phase == "measured":
-            self._measuring -= 1
-            self.progress.measured += 1
-            if self._phase == "cooldown" and not self._measuring:
-                self._over.set()
-        if failed:
-            if self._failed_in_a_row >= FAILURES_IN_A_ROW:
-                last = trace.error or f"http-{trace.status}"
-                words = f": {trace.detail}" if trace.detail else ""
-                self.interrupt(
-                    f"stopped after {self._failed_in_a_row} failures in a row ({last}{words})"
-                )
-            await asyncio.sleep(PAUSE_AFTER_FAILURE_S)
+def _hopeless(last: Trace) -> str:
+    kind = last.error or f"http-{last.status}"
+    words = f": {last.detail}" if last.detail else ""
+    return f"stopped after {FAILURES_IN_A_ROW} failures in a row ({kind}{words})"
 
 
 async def _watch_clock(clock: Clock) -> None:

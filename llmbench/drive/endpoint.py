@@ -12,6 +12,7 @@ from llmbench.records import Target
 
 USER_AGENT = f"llmbench/{__version__}"
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
+LEAST_KEY = 8  # what is shorter is a stand-in, such as "EMPTY", and may be a word of the reply
 
 
 class Endpoint(Struct, frozen=True):
@@ -40,6 +41,11 @@ class Endpoint(Struct, frozen=True):
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         return headers
+
+    def redacted(self, said: bytes) -> bytes:
+        """``said`` by a server, with as many asterisks for the key, should it repeat that."""
+        key = self.key.encode()
+        return said if len(key) < LEAST_KEY else said.replace(key, b"*" * len(key))
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"

@@ -5,6 +5,8 @@ chunks are kept as they are and written back to bytes when the cell is over.
 """
 
 import asyncio
+import socket
+import ssl
 import time
 from array import array
 from typing import Any
@@ -28,6 +30,7 @@ class OpenAIClient:
 
     def __init__(self, endpoint: Endpoint, path: str, timeout_s: float, clock: Clock) -> None:
         self._clock = clock
+        self._timeout_s = timeout_s
         self._sdk = openai.AsyncOpenAI(
             api_key=endpoint.key or "none",
             base_url=endpoint.url,
@@ -47,7 +50,8 @@ class OpenAIClient:
         chunks = self._chunks[call.index] = []
         error = detail = ""
         try:
-            await self._stream(call, recording, chunks)
+            async with asyncio.timeout(self._timeout_s):  # the SDK's own is for each read
+                await self._stream(call, recording, chunks)
         except asyncio.CancelledError:
             error = "cancelled"
         except openai.APIStatusError as refusal:
@@ -55,10 +59,10 @@ class OpenAIClient:
             recording.add(refusal.response.content, time.monotonic_ns())
             for name, value in refusal.response.headers.items():
                 recording.keep_header(name, value)
-        except openai.APITimeoutError:
+        except (TimeoutError, openai.APITimeoutError):
             error, detail = "timeout", "the reply did not end in time"
         except openai.APIConnectionError as problem:
-            error, detail = "connect", str(problem.__cause__ or problem)
+            error, detail = _failure(problem, bool(recording.status))
         except openai.APIError as problem:
             error, detail = "stream-error", problem.message
         except Exception as problem:
@@ -97,6 +101,25 @@ class OpenAIClient:
 
     async def close(self) -> None:
         await self._sdk.close()
+
+
+def _failure(problem: BaseException, replying: bool) -> tuple[str, str]:
+    """The kind of failure and its words; ``replying`` after headers.
+
+    The SDK has one name for all that the transport can see go wrong: what it was lies in the causes.
+    """
+    causes = [problem]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+        causes.append(cause)
+    words = next((str(cause) for cause in causes[1:] if str(cause)), type(causes[-1]).__name__)
+    if replying:
+        return "truncated", words
+    if any(isinstance(cause, ssl.SSLError) for cause in causes):
+        return "tls", words
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return "dns", words
+    opening = any(type(cause).__name__ == "ConnectError" for cause in causes)
+    return ("connect" if opening else "reset"), words
 
 
 def _json(chunk: Any) -> bytes:

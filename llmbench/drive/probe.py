@@ -69,7 +69,7 @@ class Probe:
         url = f"{self._endpoint.url}/models"
         try:
             async with self._session.get(url, headers=ONE_SHOT) as reply:
-                body = await reply.read()
+                body = self._endpoint.redacted(await reply.read())
                 if reply.status in (401, 403):
                     raise self._unmeasurable(self._refusal(reply.status, body))
                 listed = _model_ids(body) if reply.status == 200 else []
@@ -126,7 +126,7 @@ class Probe:
         url = self._endpoint.url + self._api.path
         try:
             async with self._session.post(url, data=body, headers=ONE_SHOT) as reply:
-                content = await reply.read()
+                content = self._endpoint.redacted(await reply.read())
         except (aiohttp.ClientError, OSError) as problem:
             raise self._unreachable(problem) from None
         if reply.status in (400, 422):

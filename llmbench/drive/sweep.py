@@ -7,20 +7,18 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Protocol
 
-import msgspec
+from msgspec.structs import replace
 
-from llmbench.apis import APIS
-from llmbench.drive.client import Client
+from llmbench.drive.board import Board
 from llmbench.drive.clock import Clock
-from llmbench.drive.closed_loop import ClosedLoop, Progress
+from llmbench.drive.inline import Inline
+from llmbench.drive.job import Job
 from llmbench.drive.reach import Reached, reach
-from llmbench.drive.spool import Spool
-from llmbench.drive.wire import WireClient
+from llmbench.drive.workers import Workers, how_many
 from llmbench.errors import Unmeasurable
 from llmbench.measure.cell import judged, measure_cell
-from llmbench.plan import prompts
 from llmbench.plan.grid import grid
-from llmbench.records import Call, Cell, CellFacts, Load, Phase, Target, Trace
+from llmbench.records import Cell, CellFacts, Health, Load, Target, Trace
 from llmbench.store import RunDirectory, StoreError
 
 REFRESH_S = 0.5
@@ -34,11 +32,34 @@ class View(Protocol):
     def say(self, line: str) -> None:
         """One line about the run."""
 
-    def progress(self, target: str, load: Load, progress: Progress) -> None:
+    def progress(self, target: str, load: Load, board: Board) -> None:
         """Where the running cell stands."""
 
     def cell_over(self) -> None:
         """The running cell has ended."""
+
+
+class Runner(Protocol):
+    """One cell under way."""
+
+    load: Load
+    board: Board
+
+    @property
+    def stopped(self) -> str:
+        """Why the cell ended early, where it did."""
+
+    async def run(self) -> Health:
+        """Run it to its end; how the client fared."""
+
+    def interrupt(self, why: str) -> None:
+        """End it now; what is in flight is kept as cancelled."""
+
+    def traces(self) -> Iterable[Trace]:
+        """Its requests, any number of times, once it has ended."""
+
+    def close(self) -> None:
+        """Let go of its files and processes."""
 
 
 class SilentView:
@@ -48,7 +69,7 @@ class SilentView:
 
     def say(self, line: str) -> None: ...
 
-    def progress(self, target: str, load: Load, progress: Progress) -> None: ...
+    def progress(self, target: str, load: Load, board: Board) -> None: ...
 
     def cell_over(self) -> None: ...
 
@@ -62,7 +83,7 @@ class SweepRun:
         self._sweep = directory.run.sweep
         self._salt = secrets.token_hex(8)
         self._clock = Clock()
-        self._running: ClosedLoop | None = None
+        self._running: Runner | None = None
         self._task: asyncio.Task[None] | None = None
         self.interrupted = False
         self._measured: list[Cell] = []
@@ -137,53 +158,41 @@ class SweepRun:
                 return
 
     async def _measure_cell(self, reached: Reached, facts: CellFacts, words: int) -> None:
-        target, api = reached.target, APIS[reached.target.api]
-        passage = prompts.passage(words)
-
-        def make_call(index: int, stream: int, phase: Phase) -> Call:
-            prompt = f"{prompts.nonce(self._salt, facts.cell, index)} {passage}"
-            body = api.encode(target.model, prompt, facts.load.output_tokens, reached.dialect)
-            request_id = f"llmbench-{self._salt}-{facts.cell}-{index}"
-            return Call(facts.cell, index, stream, phase, request_id, body)
-
-        client = self._client(facts, reached, api.path)
-        spool = Spool(self._directory.path)
-        running = self._running = ClosedLoop(facts.load, client, make_call, spool)
-        watch = asyncio.create_task(self._watch(target.name, running))
+        concurrency = facts.load.concurrency
+        job = Job(
+            facts=facts,
+            target=reached.target,
+            dialect=reached.dialect,
+            words=words,
+            salt=self._salt,
+            timeout_s=self._sweep.timeout,
+            streams=list(range(concurrency)),
+        )
+        folder, workers = self._directory.path, how_many(self._sweep.workers, concurrency)
+        runner: Runner
+        if workers > 1:
+            runner = Workers(job, workers, folder, self._clock.zero_ns)
+        else:
+            runner = Inline(job, folder, self._clock)
+        watch = asyncio.create_task(self._watch(reached.target.name, runner))
+        self._running = runner
         try:
-            await client.open()
-            health = await running.run(self._clock)
+            health = await runner.run()
+            facts = replace(facts, workers=workers, stopped=runner.stopped, health=health)
+            self._keep(facts, reached.target, runner.traces)
         except OSError as problem:
             raise StoreError(
-                f"{self._directory.path}: {problem.strerror}; the cells before this one are safe"
+                f"{folder}: {problem.strerror}; the cells before this one are safe"
             ) from None
         finally:
             self._running = None
             watch.cancel()
             self._view.cell_over()
-            await client.close()
-        facts = msgspec.structs.replace(facts, stopped=running.stopped, health=health)
-        self._keep(facts, target, lambda: map(client.settle, spool))
-        spool.close()
+            runner.close()
 
-    def _client(self, facts: CellFacts, reached: Reached, path: str) -> Client:
-        where, timeout_s, clock = reached.endpoint, self._sweep.timeout, self._clock
-        match facts.client:
-            case "aiohttp":
-                from llmbench.drive.aiohttp_client import AiohttpClient
-
-                return AiohttpClient(where, path, timeout_s, clock)
-            case "openai":
-                from llmbench.drive.openai_client import OpenAIClient
-
-                return OpenAIClient(where, path, timeout_s, clock)
-            case _:
-                streams = facts.load.concurrency
-                return WireClient(where, path, streams, timeout_s, clock)
-
-    async def _watch(self, target: str, running: ClosedLoop) -> None:
+    async def _watch(self, target: str, runner: Runner) -> None:
         while self._view.live:
-            self._view.progress(target, running.load, running.progress)
+            self._view.progress(target, runner.load, runner.board)
             await asyncio.sleep(REFRESH_S)
 
     # ── what is kept ─────────────────────────────────────────────────────────────────────────────
@@ -201,5 +210,19 @@ class SweepRun:
         kept = {facts.cell for facts in self._directory.run.cells}
         for plan in plans:
             if plan.cell not in kept:
-                facts = msgspec.structs.replace(plan, unmeasured=str(problem))
+                facts = replace(plan, unmeasured=str(problem))
                 self._keep(facts, target, tuple)
+
+
+def _redacted(trace: Trace, reached: Reached) -> Trace:
+    """``trace`` without the key, should the server have repeated it. No byte changes its place."""
+
+    def clean(text: str) -> str:
+        return reached.endpoint.redacted(text.encode()).decode()
+
+    return replace(
+        trace,
+        body=reached.endpoint.redacted(trace.body),
+        detail=clean(trace.detail),
+        headers={name: clean(value) for name, value in trace.headers.items()},
+    )

@@ -8,6 +8,7 @@ cell.
 import asyncio
 import socket
 import time
+from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
 
@@ -17,8 +18,8 @@ import numpy as np
 from llmbench.drive.client import Recording
 from llmbench.drive.clock import ANCILLARY_BYTES, Clock
 from llmbench.drive.endpoint import Endpoint
-from llmbench.drive.poller import Poller
 from llmbench.drive.opening import READ_BYTES, Failure, Tls, open_socket
+from llmbench.drive.poller import Poller
 from llmbench.records import Call, Connect, Trace
 
 OPENING_AT_ONCE = 32
@@ -34,15 +35,21 @@ _BUFFERS = [_VIEW]
 
 
 class WireClient:
-    """``streams`` connections to one endpoint, each used by one stream."""
+    """Connections to one endpoint, one for each stream of ``streams``."""
 
     def __init__(
-        self, endpoint: Endpoint, path: str, streams: int, timeout_s: float, clock: Clock
+        self,
+        endpoint: Endpoint,
+        path: str,
+        streams: Iterable[int],
+        timeout_s: float,
+        clock: Clock,
     ) -> None:
         self._poller = Poller()
-        self._connections = [
-            _Connection(endpoint, path, timeout_s, clock, self._poller) for _ in range(streams)
-        ]
+        self._connections = {
+            stream: _Connection(endpoint, path, timeout_s, clock, self._poller)
+            for stream in streams
+        }
 
     async def open(self) -> None:
         """Connect every stream, a few at a time; one that fails tries again at its first call."""
@@ -55,7 +62,7 @@ class WireClient:
                 except Failure:
                     connection.close()
 
-        await asyncio.gather(*(connect(each) for each in self._connections))
+        await asyncio.gather(*(connect(each) for each in self._connections.values()))
 
     async def exchange(self, call: Call) -> Trace:
         return await self._connections[call.stream].exchange(call)
@@ -64,7 +71,7 @@ class WireClient:
         return trace
 
     async def close(self) -> None:
-        for connection in self._connections:
+        for connection in self._connections.values():
             connection.close()
         self._poller.close()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from llmbench.drive.closed_loop import Progress
+from llmbench.drive.board import Board
 from llmbench.records import Load
 
 
@@ -20,10 +20,10 @@ class LiveView:
         if self.live:
             tqdm.write(line, file=sys.stderr)
 
-    def progress(self, target: str, load: Load, progress: Progress) -> None:
+    def progress(self, target: str, load: Load, board: Board) -> None:
         if self._bar is None:
             self._bar = tqdm(
-                total=progress.wanted,
+                total=load.requests,
                 file=sys.stderr,
                 leave=False,
                 dynamic_ncols=True,
@@ -31,11 +31,11 @@ class LiveView:
             )
         self._bar.set_description_str(
             f"{target}: {load.concurrency} in flight, {load.prompt_tokens} prompt tokens, "
-            f"{progress.phase}",
+            f"{board.phase}",
             refresh=False,
         )
-        self._bar.set_postfix_str(f"{progress.failed} failed" if progress.failed else "", False)
-        self._bar.n = progress.measured
+        self._bar.set_postfix_str(f"{board.failed} failed" if board.failed else "", False)
+        self._bar.n = board.measured
         self._bar.refresh()
 
     def cell_over(self) -> None:

@@ -1,0 +1,165 @@
+"""Run the streams of one cell in several processes: one plan, one window, one result.
+
+The workers share a board in shared memory, connect, wait for each other, and start together. Each
+writes its traces to a file in the run directory, in the form of ``requests.jsonl``. A worker whose
+parent is gone ends by itself.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from llmbench.drive.board import SLOTS, Board
+from llmbench.drive.clock import Clock
+from llmbench.drive.closed_loop import ClosedLoop
+from llmbench.drive.job import Job
+from llmbench.drive.spool import Spool
+from llmbench.records import Health, Trace
+from llmbench.store import read_traces, write_traces
+
+LOOK_S = 0.01
+STREAMS_A_WORKER = 256
+
+
+def how_many(asked: int | str, concurrency: int) -> int:
+    """The number of workers; ``auto`` takes one per 256 streams and leaves a core to others."""
+    if asked == "auto":
+        asked = min(max((os.cpu_count() or 2) - 1, 1), -(-concurrency // STREAMS_A_WORKER))
+    return min(int(asked), concurrency)
+
+
+class Outcome(Struct):
+    """What a worker reports: how it fared, and why it stopped the cell or broke, if it did."""
+
+    health: Health | None = None
+    stopped: str = ""
+    broke: str = ""
+
+
+class Workers:
+    """One cell, in ``count`` processes; ``inline.Inline`` is the same in one."""
+
+    def __init__(self, job: Job, count: int, folder: Path, zero_ns: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        slots, lock = context.RawArray("q", SLOTS), context.RLock()
+        self.load = job.facts.load
+        self.board = Board(self.load, slots, lock)
+        self.stopped = ""
+        self._files = [folder / f".worker-{number}.jsonl" for number in range(count)]
+        self._workers: list[tuple[Any, Connection]] = []
+        for number, file in enumerate(self._files):
+            ours, theirs = context.Pipe()
+            share = msgspec.structs.replace(job, streams=job.streams[number::count])
+            process = context.Process(
+                target=_work, args=(share, slots, lock, theirs, str(file), zero_ns), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._workers.append((process, ours))
+
+    async def run(self) -> Health:
+        """Start the workers together; the sum of how they fared when the cell is over."""
+        await asyncio.gather(*(self._hear(pipe) for _, pipe in self._workers))
+        for _, pipe in self._workers:
+            pipe.send("go")
+        outcomes = await asyncio.gather(*(self._hear(pipe) for _, pipe in self._workers))
+        for process, _ in self._workers:
+            process.join()
+        broke = [outcome.broke for outcome in outcomes if outcome.broke]
+        if broke:
+            raise OSError(0, broke[0])
+        self.stopped = self.stopped or next((each.stopped for each in outcomes if each.stopped), "")
+        return _sum([outcome.health for outcome in outcomes if outcome.health is not None])
+
+    async def _hear(self, pipe: Connection) -> Outcome:
+        while not pipe.poll():
+            await asyncio.sleep(LOOK_S)
+        try:
+            return msgspec.convert(pipe.recv(), Outcome)
+        except EOFError:
+            self.board.stop()
+            return Outcome(broke="a worker process ended without a word")
+
+    def interrupt(self, why: str) -> None:
+        if not self.board.over:
+            self.stopped = why
+            self.board.stop()
+
+    def traces(self) -> Iterator[Trace]:
+        for file in self._files:
+            yield from read_traces(file)
+
+    def close(self) -> None:
+        """End what still runs, and remove the files."""
+        for process, pipe in self._workers:
+            if process.is_alive():
+                process.kill()
+                process.join()
+            pipe.close()
+        for file in self._files:
+            file.unlink(missing_ok=True)
+
+
+def _sum(healths: list[Health]) -> Health:
+    """The process time of all, and the worst of everything else."""
+    return Health(
+        cpu_share=sum(each.cpu_share for each in healths),
+        cpu_wait_share=max(each.cpu_wait_share for each in healths),
+        clock_step_ms=max(each.clock_step_ms for each in healths),
+        throttled_ms=max(each.throttled_ms for each in healths),
+        collections=max(each.collections for each in healths),
+    )
+
+
+# ── in the worker ────────────────────────────────────────────────────────────────────────────────
+
+
+def _work(job: Job, slots: Any, lock: Any, pipe: Connection, file: str, zero_ns: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and stops the board
+    board = Board(job.facts.load, slots, lock)
+    try:
+        outcome = asyncio.run(_run(job, board, pipe, Path(file), zero_ns))
+    except OSError as problem:
+        board.stop()
+        outcome = Outcome(broke=problem.strerror or str(problem))
+    pipe.send(msgspec.to_builtins(outcome))
+
+
+async def _run(job: Job, board: Board, pipe: Connection, file: Path, zero_ns: int) -> Outcome:
+    clock = Clock(zero_ns)
+    client = job.client(clock)
+    spool = Spool(file.parent)
+    running = ClosedLoop(job.facts.load, client, job.make_call, spool, board, job.streams)
+    try:
+        await client.open()
+        pipe.send({})
+        await _until(pipe.poll)
+        orphaned = asyncio.create_task(_stop_if_orphaned(board))
+        health = await running.run(clock)
+        orphaned.cancel()
+    finally:
+        await client.close()
+        clock.close()
+    write_traces(file, map(client.settle, spool))
+    spool.close()
+    return Outcome(health=health, stopped=running.stopped)
+
+
+async def _until(there: Callable[[], bool]) -> None:
+    while not there():
+        await asyncio.sleep(LOOK_S)
+
+
+async def _stop_if_orphaned(board: Board) -> None:
+    parent = multiprocessing.parent_process()
+    while parent is None or os.getppid() == parent.pid:
+        await asyncio.sleep(1)
+    board.stop()
