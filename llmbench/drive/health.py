@@ -7,6 +7,9 @@ from pathlib import Path
 from llmbench.drive.clock import Clock
 from llmbench.records import Health
 
+_OWN_GROUP = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+
 
 class HealthWatch:
     """Made when a cell begins; ``report`` says what has happened since."""
@@ -47,8 +50,8 @@ def _waited_for_cpu_ns() -> int:
 def _throttled_us() -> int:
     """For how long this process's control group has been throttled (Linux, cgroup 2)."""
     try:
-        group = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip().lstrip("/")
-        stat = (Path("/sys/fs/cgroup") / group / "cpu.stat").read_text().split()
+        group = _OWN_GROUP.read_text().rpartition("::")[2].strip().lstrip("/")
+        stat = (_GROUPS / group / "cpu.stat").read_text().split()
         return int(stat[stat.index("throttled_usec") + 1])
     except (OSError, ValueError, IndexError):
         return 0

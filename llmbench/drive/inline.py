@@ -17,6 +17,7 @@ class Inline:
     def __init__(self, job: Job, folder: Path, clock: Clock) -> None:
         self.load = job.facts.load
         self.board = Board(self.load)
+        self._job = job
         self._clock = clock
         self._client = job.client(clock)
         self._spool = Spool(folder)
@@ -40,7 +41,7 @@ class Inline:
         self._loop.interrupt(why)
 
     def traces(self) -> Iterator[Trace]:
-        return map(self._client.settle, self._spool)
+        return self._job.traces(self._client, self._spool)
 
     def close(self) -> None:
         self._spool.close()

@@ -1,6 +1,9 @@
 """What a process must know to run streams of a cell: enough to travel to a worker."""
 
+from collections.abc import Iterable, Iterator
+
 from msgspec import Struct
+from msgspec.structs import replace
 
 from llmbench.apis import APIS
 from llmbench.apis.dialect import Dialect
@@ -9,7 +12,7 @@ from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import endpoint
 from llmbench.drive.wire import WireClient
 from llmbench.plan import prompts
-from llmbench.records import Call, CellFacts, Phase, Target
+from llmbench.records import Call, CellFacts, Phase, Target, Trace
 
 
 class Job(Struct, frozen=True, kw_only=True):
@@ -32,6 +35,22 @@ class Job(Struct, frozen=True, kw_only=True):
         prompt = f"{prompts.nonce(self.salt, cell, index)} {prompts.passage(self.words)}"
         body = api.encode(self.target.model, prompt, self.facts.load.output_tokens, self.dialect)
         return Call(cell, index, stream, phase, f"llmbench-{self.salt}-{cell}-{index}", body)
+
+    def traces(self, client: Client, spool: Iterable[Trace]) -> Iterator[Trace]:
+        """What was spooled, as it is to be kept: finished by the client, and without the key where
+        a server has repeated it. No byte changes its place."""
+        where = endpoint(self.target)
+
+        def clean(text: str) -> str:
+            return where.redacted(text.encode()).decode()
+
+        for trace in map(client.settle, spool):
+            yield replace(
+                trace,
+                body=where.redacted(trace.body),
+                detail=clean(trace.detail),
+                headers={name: clean(value) for name, value in trace.headers.items()},
+            )
 
     def client(self, clock: Clock) -> Client:
         """The client of the cell, with a connection for each of the job's streams."""

@@ -106,7 +106,7 @@ class OpenAIClient:
 def _failure(problem: BaseException, replying: bool) -> tuple[str, str]:
     """The kind of failure and its words; ``replying`` after headers.
 
-    The SDK has one name for all that the transport can see go wrong: what it was lies in the causes.
+    The SDK has one name for all that a transport can see go wrong: the causes tell what it was.
     """
     causes = [problem]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:

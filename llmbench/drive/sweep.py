@@ -212,17 +212,3 @@ class SweepRun:
             if plan.cell not in kept:
                 facts = replace(plan, unmeasured=str(problem))
                 self._keep(facts, target, tuple)
-
-
-def _redacted(trace: Trace, reached: Reached) -> Trace:
-    """``trace`` without the key, should the server have repeated it. No byte changes its place."""
-
-    def clean(text: str) -> str:
-        return reached.endpoint.redacted(text.encode()).decode()
-
-    return replace(
-        trace,
-        body=reached.endpoint.redacted(trace.body),
-        detail=clean(trace.detail),
-        headers={name: clean(value) for name, value in trace.headers.items()},
-    )

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ class Workers:
             process = context.Process(
                 target=_work, args=(share, slots, lock, theirs, str(file), zero_ns), daemon=True
             )
-            process.start()
+            with _signals_kept_from_children():
+                process.start()
             theirs.close()
             self._workers.append((process, ours))
 
@@ -108,6 +110,16 @@ class Workers:
             file.unlink(missing_ok=True)
 
 
+@contextmanager
+def _signals_kept_from_children() -> Iterator[None]:
+    """A process that is started now never hears of Ctrl-C: its parent does, and stops the board."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _sum(healths: list[Health]) -> Health:
     """The process time of all, and the worst of everything else."""
     return Health(
@@ -123,7 +135,6 @@ def _sum(healths: list[Health]) -> Health:
 
 
 def _work(job: Job, slots: Any, lock: Any, pipe: Connection, file: str, zero_ns: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and stops the board
     board = Board(job.facts.load, slots, lock)
     try:
         outcome = asyncio.run(_run(job, board, pipe, Path(file), zero_ns))
@@ -148,7 +159,7 @@ async def _run(job: Job, board: Board, pipe: Connection, file: Path, zero_ns: in
     finally:
         await client.close()
         clock.close()
-    write_traces(file, map(client.settle, spool))
+    write_traces(file, job.traces(client, spool))
     spool.close()
     return Outcome(health=health, stopped=running.stopped)
 

@@ -14,6 +14,8 @@ BURST_FRACTION = 0.2
 BURSTY = 0.2
 """A greater share of burst gaps than this says that the stream was held back on its way."""
 
+SHORT_GAP_S = 0.03
+
 COUNT_TOLERANCE = 0.01
 """How far events and tokens may differ and still pass for one token an event."""
 
@@ -94,3 +96,10 @@ def burst_index(gaps: Floats) -> float | None:
     if len(apart) == 0:
         return 1.0  # every reply came at once
     return float((gaps < BURST_FRACTION * np.median(apart)).mean())
+
+
+def delayed_ack_share(gaps: Floats) -> float | None:
+    """The share of gaps as long as a delayed ACK (38–45 ms), where most are much shorter."""
+    if not len(gaps) or np.median(gaps) > SHORT_GAP_S:
+        return None
+    return float(((gaps >= 0.038) & (gaps <= 0.045)).mean())

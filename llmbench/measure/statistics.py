@@ -84,6 +84,8 @@ def effective_size(values: Floats, clusters: Ints, threshold: float) -> float:
     count = len(sizes_used)
     variance = float(residuals @ residuals) / len(values) ** 2 * count / (count - 1)
     independent = share * (1 - share)
+    if independent == 0:  # the threshold is the greatest value: nothing shows how they vary
+        return float(count)
     if variance * len(values) <= independent:
         return float(len(values))
     return independent / variance

@@ -9,6 +9,7 @@ from llmbench.measure import gaps as gap
 from llmbench.measure import statistics as stats
 from llmbench.measure.ruler import from_evidence
 from llmbench.measure.statistics import Floats
+from llmbench.measure.steady import drift
 from llmbench.records import (
     Block,
     Cell,
@@ -120,6 +121,8 @@ def _latencies(
         seconds = [getattr(each, f"{name}_s") for each in good]
         known = np.array([each for each in seconds if each is not None])
         setattr(cell, f"{name}_ms", block(known * MS, lost=lost) if len(known) else None)
+    in_order = sorted((each.sent_ns, each.ttft_s) for each in good if each.ttft_s is not None)
+    cell.ttft_drift = drift([ttft_s for _, ttft_s in in_order])
     rates = np.array([1 / each.tpot_s for each in good if each.tpot_s])
     cell.otps_per_user = block(rates, lost=lost, slow_side_low=True) if len(rates) else None
     whole = np.array([each.tokens / each.e2e_s for each in good if each.e2e_s])
@@ -129,6 +132,7 @@ def _latencies(
         return
     cell.icl_ms = block(icl.seconds * MS, clusters=icl.request)
     cell.burst_index = gap.burst_index(icl.seconds)
+    cell.delayed_ack_share = gap.delayed_ack_share(icl.seconds)
     itl = gap.token_gaps(good, icl)
     if itl.gaps is None or not len(itl.gaps.seconds):
         cell.notes.append(f"ITL not shown: {itl.why_not or 'one event a reply'}; ICL is")
@@ -165,8 +169,6 @@ def _rates(
         chars += share * each.timeline.chars
         done += complete and each.end_ns <= stop_ns
     cell.window_s = window_ns / 1e9
-    cell.send_window_s = (max(each.sent_ns for each in measured) - start_ns) / 1e9
-    cell.residence_s = sum(each.end_ns - each.sent_ns for each in measured) / len(measured) / 1e9
     cell.otps = tokens / cell.window_s
     cell.chars_per_s = chars / cell.window_s
     cell.requests_per_s = done / cell.window_s

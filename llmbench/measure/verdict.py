@@ -3,8 +3,9 @@
 from llmbench.measure.ruler import too_uncertain
 from llmbench.records import Cell, CellFacts, Health
 
-FULL_LOAD = 0.98
-"""The least share of the asked concurrency that must have been in flight, averaged over time."""
+LOAD_TOLERANCE = 0.02
+"""How far what was in flight, averaged over the window, may be from the asked concurrency. By
+Little's law it is the rate of the requests times their residence."""
 
 CACHED = 0.01
 """A greater share of prompt tokens from a cache than this makes a cell warm."""
@@ -12,13 +13,13 @@ CACHED = 0.01
 COUNTS_AGREE = 0.01
 """How far the server's token count may be below the number of events that brought tokens."""
 
+DELAYED_ACKS = 0.1
+"""A greater share of gaps near the 40 ms of a delayed ACK, among much shorter ones, is one."""
+
 LATE_SHARE = 0.5
 LEAST_LATE_MS = 5.0
 """Reads that come later than half a gap (or this, if it is longer) after the data begin to swallow
 events, and hold back the next request."""
-
-LITTLE = 0.02
-"""How far the load may be from rate × residence (Little's law), beyond a short window's blur."""
 
 
 def judge(cell: Cell, facts: CellFacts) -> None:
@@ -42,7 +43,6 @@ def _reasons(cell: Cell, facts: CellFacts) -> list[str]:
     return [
         _saturated(cell),
         _underloaded(cell, facts),
-        _unsteady(cell, facts),
         _miscounted(cell),
         *(_unhealthy(facts.health) if facts.health else ()),
     ]
@@ -63,26 +63,13 @@ def _saturated(cell: Cell) -> str:
 
 def _underloaded(cell: Cell, facts: CellFacts) -> str:
     asked = facts.load.concurrency
-    if facts.stopped or cell.in_flight is None or cell.in_flight >= FULL_LOAD * asked:
+    if facts.stopped or cell.in_flight is None:
+        return ""
+    if abs(cell.in_flight - asked) <= LOAD_TOLERANCE * asked:
         return ""
     return (
-        f"only {cell.in_flight:.1f} of {asked} requests were in flight on average: the client or "
-        "its connections held the load back"
-    )
-
-
-def _unsteady(cell: Cell, facts: CellFacts) -> str:
-    """Little's law: what is in flight is the rate at which it comes times how long it stays."""
-    if facts.stopped or cell.requests.failed or cell.residence_s is None or not cell.in_flight:
-        return ""
-    rate = cell.requests.sent / (cell.send_window_s or 1)
-    expected = rate * cell.residence_s
-    blur = 3 * facts.load.concurrency / cell.requests.sent
-    if abs(expected - cell.in_flight) <= (LITTLE + blur) * cell.in_flight:
-        return ""
-    return (
-        f"unsteady: {rate:.3g} requests/s that stay {cell.residence_s:.3g} s each make "
-        f"{expected:.1f} in flight, not {cell.in_flight:.1f}; the server changed pace meanwhile"
+        f"{cell.in_flight:.1f} requests were in flight on average, not {asked}: the client, its "
+        "connections or failed requests held the load back"
     )
 
 
@@ -122,6 +109,16 @@ def _notes(cell: Cell, facts: CellFacts) -> list[str]:
         notes.append(
             f"replies of {length.min}–{length.max} tokens, asked for {facts.load.output_tokens}"
             + ("" if facts.exact_length else " (this server stops where it likes)")
+        )
+    if cell.ttft_drift is not None:
+        notes.append(
+            f"not settled: TTFT p50 of the second half is {cell.ttft_drift:.2g} times the first's; "
+            "raise --warmup"
+        )
+    if cell.delayed_ack_share is not None and cell.delayed_ack_share > DELAYED_ACKS:
+        notes.append(
+            f"{cell.delayed_ack_share:.0%} of the gaps are 38–45 ms: the server waits for delayed "
+            "ACKs (set TCP_NODELAY there)"
         )
     if cell.requests.failures.get("http-429"):
         notes.append("rate-limited: the server answered 429")

@@ -1,0 +1,157 @@
+"""The ruler's own error: bounds from the evidence, calibration, comparison with a truth log."""
+
+from array import array
+
+import pytest
+
+from llmbench.measure.ruler import add_calibration, from_evidence, too_uncertain
+from llmbench.records import (
+    Block,
+    Calibration,
+    Cell,
+    Counts,
+    RequestMetrics,
+    Ruler,
+    Stamps,
+    Timeline,
+)
+from llmbench.truth.errors import compare
+from llmbench.truth.log import Reply
+
+MS = 1_000_000
+
+
+def request(
+    at_ms: list[float],
+    slack_ms: list[float] | None = None,
+    lag_ms: list[float] | None = None,
+    send_ms: float = 0.0,
+    stamps: Stamps = "kernel",
+) -> RequestMetrics:
+    def column(values: list[float]) -> "array[int]":
+        return array("q", [round(value * MS) for value in values])
+
+    lag = column(lag_ms or [0.1] * len(at_ms))
+    return RequestMetrics(
+        phase="measured",
+        sent_ns=0,
+        end_ns=round(at_ms[-1] * MS),
+        send_ns=round(send_ms * MS),
+        timeline=Timeline(
+            at_ns=column(at_ms), slack_ns=column(slack_ms or [0] * len(at_ms)), lag_ns=lag
+        ),
+        tokens=len(at_ms),
+        token_source="usage",
+        lag_ns=lag,
+        stamps=stamps,
+    )
+
+
+def test_a_lone_event_is_known_to_within_the_sending_call() -> None:
+    ruler = from_evidence([request([50, 60, 70], send_ms=0.04)])
+    assert ruler.ttft_error_ms == {"p50": 0.04, "p95": 0.04, "p99": 0.04}
+    assert ruler.itl_error_ms == {"p50": 0.0, "p95": 0.0, "p99": 0.0}
+    assert ruler.coalesced_share == 0
+
+
+def test_a_late_client_does_not_know_the_events_that_shared_a_read() -> None:
+    # The second event came with the third in one read, and may be 8 ms older than its stamp: the
+    # gaps 20, 0, 10 are truly between (12, 0, 10) and (20, 8, 10).
+    late = request([50, 70, 70, 80], slack_ms=[0, 8, 0, 0], lag_ms=[0.1, 9, 9, 9])
+    ruler = from_evidence([late])
+    assert ruler.coalesced_share == 0.25
+    # medians (rank 2 of 3): measured (0, 10, 20) → 10; low (0, 10, 12) → 10; high (8, 10, 20) → 10
+    # maxima: measured 20; low 12; high 20
+    assert ruler.itl_error_ms == {"p50": 0.0, "p95": 8.0, "p99": 8.0}
+
+
+def test_a_prompt_client_takes_shared_reads_for_the_servers_doing() -> None:
+    batched = request([50, 70, 70, 80], slack_ms=[0, 8, 0, 0])
+    assert from_evidence([batched]).itl_error_ms == {"p50": 0.0, "p95": 0.0, "p99": 0.0}
+
+
+def test_user_space_stamps_bound_nothing() -> None:
+    ruler = from_evidence([request([50, 60], stamps="user")])
+    assert (ruler.stamps, ruler.ttft_error_ms, ruler.read_lag_ms) == ("user", None, None)
+
+
+def test_calibration_only_widens() -> None:
+    calibration = Calibration(
+        client="wire",
+        concurrency=1,
+        events_per_s=100,
+        ttft_error_ms={"p50": 0.1, "p95": 0.2, "p99": 0.2},
+        itl_error_ms={"p50": 0.0, "p95": 0.3, "p99": 0.3},
+    )
+    ruler = Ruler(ttft_error_ms={"p50": 0.02, "p95": 0.5, "p99": 0.6})
+    add_calibration(ruler, calibration)
+    assert ruler.ttft_error_ms == {"p50": 0.1, "p95": 0.5, "p99": 0.6}
+    assert ruler.itl_error_ms == calibration.itl_error_ms
+    assert ruler.calibrated
+
+
+@pytest.mark.parametrize(
+    ("p50_ms", "error_ms", "bad"),
+    [(10, 0.5, False), (10, 0.51, True), (100, 4.9, False), (100, 5.1, True)],
+)
+def test_an_error_beyond_half_a_millisecond_and_five_percent_is_too_much(
+    p50_ms: float, error_ms: float, bad: bool
+) -> None:
+    cell = Cell(
+        target="t",
+        engine=None,
+        model=None,
+        quantization=None,
+        api="chat",
+        client="wire",
+        concurrency=1,
+        request_rate=None,
+        prompt_tokens=1,
+        output_tokens=1,
+        requests=Counts(),
+        ttft_ms=Block(n=10, p50=p50_ms),
+        ruler=Ruler(ttft_error_ms={"p50": error_ms, "p95": 99, "p99": 99}),
+    )
+    assert bool(too_uncertain(cell)) is bad
+    cell.client = "openai"
+    assert not too_uncertain(cell)  # it is there to be seen with its own delay
+
+
+def reply(sent_ms: list[float], took_ms: list[float]) -> Reply:
+    return Reply(
+        number=0,
+        request_id="r",
+        connection=0,
+        path="/",
+        status=200,
+        stamps="kernel",
+        received_ns=0,
+        started_ns=0,
+        ended_ns=0,
+        ended="complete",
+        sent_ns=[round(ms * MS) for ms in sent_ms],
+        took_ns=[round(ms * MS) for ms in took_ms],
+        first_token=0,
+        last_token=len(sent_ms) - 1,
+        prompt_tokens=1,
+        output_tokens=len(sent_ms),
+        late_ns=0,
+        blocked=0,
+    )
+
+
+def test_an_error_is_the_distance_to_the_interval_of_the_truth() -> None:
+    # True: TTFT in [50, 50.5]; gaps in [10 - 0.5, 10 + 0.1] and [10 - 0.1, 10 + 0.2].
+    log = {"r": reply([50, 60, 70], [0.5, 0.1, 0.2])}
+    timeline = request([51, 60.2, 71.2]).timeline
+    errors = compare([("r", timeline)], log)
+    assert errors.ttft.error_ms["p50"] == pytest.approx(0.5)  # 51 against at most 50.5
+    assert errors.itl.true_ms["p50"] == 10
+    assert errors.itl.measured_ms["p99"] == pytest.approx(11.0)
+    assert errors.itl.error_ms["p99"] == pytest.approx(0.8)  # 11.0 against at most 10.2
+    assert errors.itl.error_ms["p50"] == pytest.approx(0.3)  # 9.2 against at least 9.5
+
+
+def test_other_events_than_were_sent_are_an_error() -> None:
+    with pytest.raises(ValueError, match="2 events came, 3 were sent"):
+        compare([("r", request([50, 60]).timeline)], {"r": reply([50, 60, 70], [0, 0, 0])})
