@@ -1,6 +1,7 @@
 """The commands. Nothing heavy is imported before it is needed: ``--help`` answers at once."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,14 +21,26 @@ GOOD, WRONG_USAGE, NOTHING_MEASURED, CELL_FAILED, INTERRUPTED = 0, 2, 3, 4, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says how it went."""
     args = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(
+                errors="replace"
+            )  # a terminal without our — and × still gets a table
     try:
         code: int = args.run(args)
+        sys.stdout.flush()
     except UserError as problem:
         print(f"llmbench: {problem}", file=sys.stderr)
         return problem.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return GOOD
+    except KeyboardInterrupt:
+        print("llmbench: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except OSError as problem:
+        print(f"llmbench: {problem}", file=sys.stderr)
+        return WRONG_USAGE
     return code
 
 
@@ -64,6 +77,7 @@ def report(args: argparse.Namespace) -> int:
     from itertools import groupby
 
     from llmbench.measure.cell import judged, measure_cell
+    from llmbench.plan.grid import grid
     from llmbench.store import RunDirectory
 
     directory = RunDirectory.open(args.run_dir)
@@ -83,6 +97,10 @@ def report(args: argparse.Namespace) -> int:
     with suppress(OSError):  # a read-only run is still worth reading
         directory.save_summary(cells)
     _print_cells(directory.run, cells, args.format)
+    planned = len(grid(directory.run.sweep))
+    if len(cells) < planned:
+        print(f"llmbench: the run did not finish: {len(cells)} of {planned} cells", file=sys.stderr)
+        return CELL_FAILED
     return _exit_code(cells)
 
 

@@ -21,7 +21,7 @@ TARGET_OPTIONS = ("api", "ca_file", "key_env", "model", "name", "quantization")
 ENGINE_OPTIONS = ("name", "threads")
 ENGINES = ("llamacpp",)
 
-Count = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]  # infinity has no JSON form
 SOME = Meta(min_length=1)
 
@@ -30,7 +30,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that the user asked for. The names are the flags' and the config file's keys.
 
     ``target`` is empty for the embedded engine. ``None`` stands for a default that depends on the
-    rest: see ``lengths``, ``requests_of`` and ``warmup_of``. ``duration`` and ``timeout`` are
+    rest: see ``lengths`` and ``loads``. ``duration`` and ``timeout`` are
     seconds.
     """
 
@@ -145,13 +145,25 @@ def _suggestion(word: str, known: tuple[str, ...]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
 
 
+_WORDS = {
+    "Expected `int`": "expected a whole number",
+    "Expected `float`": "expected a number",
+    "Expected `str`": "expected text",
+    "Expected `array`": "expected a list",
+    "Expected `bool`": "expected true or false",
+    "Invalid enum value": "unknown value",
+    "Expected `": "expected `",
+}
+
+
 def _where(problem: str, flags: dict[str, Any], config: Path | None) -> str:
     """msgspec's words, with the flag or the file's key in place of its path."""
     match = re.search(r"(.*) - at `\$\.(\w+)(?:\[(\d+)\])?.*`", problem)
     if match is None:
         return problem
     words, key, item = match.groups()
-    words = words.replace("Expected `", "expected `").replace("Invalid enum value", "unknown value")
+    for theirs, ours in _WORDS.items():
+        words = words.replace(theirs, ours)
     place = _place(key, flags, config)
     return f"{place}{f', item {int(item) + 1}' if item else ''}: {words}"
 
@@ -165,7 +177,7 @@ def _place(key: str, flags: dict[str, Any], config: Path | None) -> str:
 
 def _target(spec: str, sweep: Sweep) -> Target:
     """One target, from a URL or ``engine:model``, with options after ``?``."""
-    kind = spec.partition(":")[0]
+    kind = spec.partition(":")[0].lower()
     if kind in ENGINES:
         return _engine(spec, kind, sweep)
     if kind not in ("http", "https"):
@@ -192,6 +204,12 @@ def _target(spec: str, sweep: Sweep) -> Target:
     api = options.get("api", sweep.api)
     if api not in APIS:
         raise UserError(f"--target {place}: api is {' or '.join(APIS)}, not '{api}'")
+    key_env = options.get("key_env", sweep.api_key_env)
+    if not _VARIABLE.fullmatch(key_env):
+        raise UserError(
+            f"--target {place}: key_env (--api-key-env) is the name of an environment variable, "
+            "such as OPENAI_API_KEY, never the key itself"
+        )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return Target(
         spec=place,
@@ -199,12 +217,13 @@ def _target(spec: str, sweep: Sweep) -> Target:
         url=_base_url(place),
         model=options.get("model", sweep.model),
         api=api,
-        key_env=options.get("key_env", sweep.api_key_env),
+        key_env=key_env,
         ca_file=options.get("ca_file", sweep.ca_file),
         quantization=options.get("quantization"),
     )
 
 
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VERSION_SEGMENT = re.compile(r"/v\d+[a-z]*\d*(/|$)")
 
 
@@ -238,6 +257,8 @@ def _options(spec: str, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
     """What stands before the ``?``, and the options after it. Values are never echoed."""
     place, _, query = spec.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
+    if not all(value.isprintable() for value in options.values()):
+        raise UserError(f"--target {_shown(spec)}: an option has a character that cannot be shown")
     for key in options:
         if key not in known:
             raise UserError(

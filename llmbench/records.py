@@ -8,9 +8,9 @@ otherwise; floats are seconds (``_s``); milliseconds exist only in a ``Cell`` (`
 """
 
 from array import array
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from msgspec import UNSET, Struct, UnsetType, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 # msgspec wants the bare class, mypy its item type.
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class Calibration(Struct, frozen=True, kw_only=True):
 class CellFacts(Struct, frozen=True, kw_only=True):
     """What is known of a cell beside its requests: the plan, the server's answers, how it ended.
 
-    ``target`` is an index into the sweep's targets. ``unmeasured`` says why there are no requests,
+    ``target`` is an index into the sweep's targets, ``stored`` how many requests were written down.
+    ``unmeasured`` says why there are no requests,
     ``stopped`` why there are fewer than planned; both are empty for a cell that ran its course.
     """
 
@@ -101,6 +102,7 @@ class CellFacts(Struct, frozen=True, kw_only=True):
     dialect: str = ""
     exact_length: bool = False
     workers: int = 1
+    stored: int | None = None
     unmeasured: str = ""
     stopped: str = ""
     health: Health | None = None
@@ -191,15 +193,18 @@ class Kind:
     GENERATED = REASONING | ANSWER | TOOL
 
 
+TokenCount = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+
+
 class PromptDetails(Struct, frozen=True):
-    cached_tokens: int | None = None
+    cached_tokens: TokenCount | None = None
 
 
 class Usage(Struct, frozen=True):
     """Token counts as the server states them, in its own words; ``None`` where it does not."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: TokenCount | None = None
+    completion_tokens: TokenCount | None = None
     prompt_tokens_details: PromptDetails | None = None
 
     @property
@@ -271,7 +276,7 @@ class RequestMetrics(Struct, frozen=True, kw_only=True):
 class Block(Struct, kw_only=True):
     """One distribution. ``n`` counts samples; a quantile too rare for its sample is ``None``.
 
-    Quantiles count a failed request as +∞; ``mean``, ``min`` and ``max`` are of the good ones.
+    Quantiles count a failed request as +∞, and leave out what the user cut off; ``mean``, ``min`` and ``max`` are of the good ones.
     ``ci95`` holds the 95% interval of each quantile that is shown. ``p1`` and ``p5`` exist where
     the slow side of a distribution is its low one.
     """
@@ -290,13 +295,17 @@ class Block(Struct, kw_only=True):
 
 
 class Counts(Struct, kw_only=True):
-    """What became of the measured requests: sent = ok + failed + cancelled (by the user)."""
+    """What became of the measured requests: sent = ok + failed + cancelled (by the user).
+
+    ``failures`` counts them by kind, and ``details`` has the words of the first of each kind.
+    """
 
     sent: int = 0
     ok: int = 0
     failed: int = 0
     cancelled: int = 0
     failures: dict[str, int] = field(default_factory=dict)
+    details: dict[str, str] = field(default_factory=dict)
 
 
 class Ruler(Struct, kw_only=True):

@@ -5,6 +5,7 @@ requests.jsonl  one request a line, with its stamps and the bytes of its reply: 
 summary.json    derived from the two; ``llmbench report`` makes it again
 """
 
+import itertools
 import os
 import time
 from array import array
@@ -80,6 +81,8 @@ class RunDirectory:
         started = datetime.now(UTC)
         name = f"{started:%Y%m%d-%H%M%S}-{_slug(targets[0].name)}"
         path = Path(sweep.out) if sweep.out else Path("results") / name
+        if not sweep.out:
+            path = _unused(path)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"--out {path}: it exists and is not an empty directory")
         run = Run(
@@ -103,6 +106,8 @@ class RunDirectory:
             raise UserError(f"{path}: not a run directory: run.json: {problem.strerror}") from None
         except msgspec.DecodeError as problem:
             raise UserError(f"{file}: not a run that this version can read: {problem}") from None
+        if any(not 0 <= facts.target < len(run.targets) for facts in run.cells):
+            raise UserError(f"{file}: a cell names a target that is not there")
         if run.schema != RUN_SCHEMA:
             raise UserError(f"{file}: schema {run.schema}; this version reads {RUN_SCHEMA}")
         return cls(path, run)
@@ -122,12 +127,12 @@ class RunDirectory:
         try:
             before = path.stat().st_size if path.exists() else 0
             try:
-                write_traces(path, traces)
+                stored = write_traces(path, traces)
             except OSError:
                 # The cells before stay readable. Not earlier: closing writes what is buffered.
                 os.truncate(path, before)
                 raise
-            self.run.cells.append(facts)
+            self.run.cells.append(msgspec.structs.replace(facts, stored=stored))
             self.save_run()
         except OSError as problem:
             raise StoreError(
@@ -150,12 +155,16 @@ def summary_json(run: Run, cells: list[Cell]) -> bytes:
     return _pretty(Summary(started=run.started, cells=cells))
 
 
-def write_traces(path: Path, traces: Iterable[Trace]) -> None:
-    """Append ``traces`` to ``path``, and see them on the disk. Raises ``OSError``."""
+def write_traces(path: Path, traces: Iterable[Trace]) -> int:
+    """Append ``traces`` to ``path``, and see them on the disk; how many. Raises ``OSError``."""
+    written = 0
     with path.open("ab") as file:
-        file.writelines(_encode(trace) + b"\n" for trace in traces)
+        for trace in traces:
+            file.write(_encode(trace) + b"\n")
+            written += 1
         file.flush()
         os.fsync(file.fileno())
+    return written
 
 
 def read_traces(path: Path) -> Iterator[Trace]:
@@ -229,6 +238,16 @@ def _write_atomically(path: Path, content: bytes) -> None:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _unused(path: Path) -> Path:
+    """``path``, or with a number behind it where another run has just taken it."""
+    taken = path
+    for number in itertools.count(2):
+        if not path.exists():
+            break
+        path = taken.with_name(f"{taken.name}-{number}")
+    return path
 
 
 def _slug(name: str) -> str:

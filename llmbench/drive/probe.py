@@ -45,8 +45,11 @@ class Fit(Struct, frozen=True):
 class Probe:
     """Asks one target one thing at a time. Use as an async context manager."""
 
-    def __init__(self, target: Target, endpoint: Endpoint, salt: str) -> None:
+    def __init__(
+        self, target: Target, endpoint: Endpoint, salt: str, timeout_s: float = PROBE_TIMEOUT_S
+    ) -> None:
         self._target = target
+        self._timeout_s = min(timeout_s, PROBE_TIMEOUT_S)
         self._endpoint = endpoint
         self._salt = salt
         self._asked = 0
@@ -56,7 +59,7 @@ class Probe:
         self.server = ""
 
     async def __aenter__(self) -> "Probe":
-        self._session = session(self._endpoint, PROBE_TIMEOUT_S)
+        self._session = session(self._endpoint, self._timeout_s)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -125,12 +128,17 @@ class Probe:
         body = self._api.encode(self.model, prompt, output_tokens, self.dialect)
         url = self._endpoint.url + self._api.path
         try:
-            async with self._session.post(url, data=body, headers=ONE_SHOT) as reply:
+            async with self._session.post(
+                url, data=body, headers=ONE_SHOT, allow_redirects=False
+            ) as reply:
                 content = self._endpoint.redacted(await reply.read())
         except (aiohttp.ClientError, OSError) as problem:
             raise self._unreachable(problem) from None
         if reply.status in (400, 422):
             raise _BadRequest(f"{self._target.name}: {self._refusal(reply.status, content)}")
+        if 300 <= reply.status < 400:
+            place = reply.headers.get("Location", "nowhere")
+            raise self._unmeasurable(f"{url} redirects to {place}: give that as the target")
         if reply.status != 200:
             raise self._unmeasurable(
                 self._refusal(reply.status, content, reply.headers.get("Retry-After"))
@@ -146,7 +154,8 @@ class Probe:
         said = error_message(body)
         hint = ""
         if status in (401, 403):
-            hint = f" (the key comes from {self._target.key_env})"
+            unset = "" if self._endpoint.key else ", which is not set"
+            hint = f" (the key comes from {self._target.key_env}{unset})"
         elif status == 404:
             hint = f" (model '{self.model}', {self._endpoint.url}{self._api.path})"
         elif status == 429:
@@ -158,7 +167,8 @@ class Probe:
 
     def _unreachable(self, problem: Exception) -> Unmeasurable:
         kind, detail = failure(problem, replying=False)
-        return self._unmeasurable(f"cannot reach {self._endpoint.url} ({kind}: {detail})")
+        what = "cannot reach" if kind in ("connect", "dns", "tls") else "no reply from"
+        return self._unmeasurable(f"{what} {self._endpoint.url} ({kind}: {detail})")
 
 
 class _BadRequest(Unmeasurable):

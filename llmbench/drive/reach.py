@@ -35,7 +35,13 @@ class Reached(Struct, frozen=True):
 
 @asynccontextmanager
 async def reach(
-    target: Target, loads: list[Load], salt: str, folder: Path, progress: bool
+    target: Target,
+    loads: list[Load],
+    *,
+    salt: str,
+    timeout_s: float,
+    folder: Path,
+    progress: bool,
 ) -> AsyncIterator[Reached]:
     """Reach ``target`` for as long as entered. Raises ``Unmeasurable`` with one line that says why
     not, and ``UserError`` where only the user can say how."""
@@ -48,7 +54,7 @@ async def reach(
                 running(target, loads, folder, progress)
             )
         where = endpoint(target)
-        probe = await stack.enter_async_context(Probe(target, where, salt))
+        probe = await stack.enter_async_context(Probe(target, where, salt, timeout_s))
         model = await probe.find_model()
         dialect = await probe.find_dialect()
         yield Reached(

@@ -134,7 +134,12 @@ class SweepRun:
             self._view.say(f"starting {target.name}")
         try:
             async with reach(
-                target, loads, self._salt, self._directory.path, self._view.live
+                target,
+                loads,
+                salt=self._salt,
+                timeout_s=self._sweep.timeout,
+                folder=self._directory.path,
+                progress=self._view.live,
             ) as reached:
                 self._directory.run.targets[number] = reached.target
                 for _, same in groupby(plans, key=lambda plan: plan.load.prompt_tokens):

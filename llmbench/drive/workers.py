@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,8 @@ def _work(job: Job, slots: Any, lock: Any, pipe: Connection, file: str, zero_ns:
     except OSError as problem:
         board.stop()
         outcome = Outcome(broke=problem.strerror or str(problem))
-    pipe.send(msgspec.to_builtins(outcome))
+    with suppress(OSError):  # the parent may be gone
+        pipe.send(msgspec.to_builtins(outcome))
 
 
 async def _run(job: Job, board: Board, pipe: Connection, file: Path, zero_ns: int) -> Outcome:

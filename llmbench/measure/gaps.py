@@ -14,6 +14,9 @@ BURST_FRACTION = 0.2
 BURSTY = 0.2
 """A greater share of burst gaps than this says that the stream was held back on its way."""
 
+HEAVY_HEAD = 0.05
+"""A greater share of tokens that come with the first event makes a rate after it meaningless."""
+
 SHORT_GAP_S = 0.03
 
 COUNT_TOLERANCE = 0.01
@@ -88,14 +91,25 @@ def _pool(gaps: Sequence[Floats]) -> Gaps:
     return Gaps(np.concatenate(gaps), np.repeat(np.arange(len(gaps)), sizes))
 
 
-def burst_index(gaps: Floats) -> float | None:
+def burst_index(gaps: Floats) -> float:
     """The share of gaps below a fifth of the median of the gaps that are not zero."""
-    if len(gaps) == 0:
-        return None
     apart = gaps[gaps > 0]
     if len(apart) == 0:
-        return 1.0  # every reply came at once
+        return 1.0
     return float((gaps < BURST_FRACTION * np.median(apart)).mean())
+
+
+def head_share(metrics: RequestMetrics) -> float | None:
+    """The share of a reply's tokens, but for the first, that came with its first event."""
+    timeline = metrics.timeline
+    if metrics.tokens < 2 or not timeline.at_ns:
+        return None
+    events = sum(at_ns == timeline.at_ns[0] for at_ns in timeline.at_ns)
+    if timeline.running_tokens is not None:
+        tokens: float = timeline.running_tokens[events - 1]
+    else:
+        tokens = events * metrics.tokens / len(timeline.at_ns)
+    return max(tokens - 1, 0) / (metrics.tokens - 1)
 
 
 def delayed_ack_share(gaps: Floats) -> float | None:

@@ -35,6 +35,10 @@ def summarize(target: Target, facts: CellFacts, requests: Sequence[RequestMetric
     good = [each for each in measured if not each.timeline.failure]
     cell = _empty_cell(target, facts)
     cell.requests = _count(measured)
+    if facts.stored is not None and len(requests) != facts.stored:
+        cell.reasons.append(
+            f"evidence is missing: {len(requests)} of {facts.stored} requests are there"
+        )
     if measured:
         cell.ruler = from_evidence(good)
         _latencies(cell, measured, good)
@@ -68,6 +72,11 @@ def _count(measured: Sequence[RequestMetrics]) -> Counts:
         failed=kinds.total(),
         cancelled=cancelled,
         failures=dict(kinds.most_common()),
+        details={
+            each.timeline.failure: each.timeline.detail
+            for each in reversed(measured)
+            if each.timeline.failure in kinds and each.timeline.detail
+        },
     )
 
 
@@ -116,7 +125,7 @@ def _quantile_with_interval(
 def _latencies(
     cell: Cell, measured: Sequence[RequestMetrics], good: Sequence[RequestMetrics]
 ) -> None:
-    lost = len(measured) - len(good)
+    lost = cell.requests.failed
     for name in ("ttfr", "ttft", "ttfat", "e2e", "tpot"):
         seconds = [getattr(each, f"{name}_s") for each in good]
         known = np.array([each for each in seconds if each is not None])
@@ -127,6 +136,25 @@ def _latencies(
     cell.otps_per_user = block(rates, lost=lost, slow_side_low=True) if len(rates) else None
     whole = np.array([each.tokens / each.e2e_s for each in good if each.e2e_s])
     cell.otps_end_to_end = block(whole, lost=lost, slow_side_low=True) if len(whole) else None
+    _withhold_token_rates(cell, good)
+
+
+def _withhold_token_rates(cell: Cell, good: Sequence[RequestMetrics]) -> None:
+    """No rate of tokens where they are not counted, or where many come with the first event: that
+    rate is over the time after the first, and would count them as made in no time."""
+    if cell.token_source == "chunks":
+        cell.tpot_ms = cell.otps_per_user = cell.otps_end_to_end = None
+        return
+    heads = [gap.head_share(each) for each in good]
+    share = float(np.mean([each for each in heads if each is not None] or [0.0]))
+    if share > gap.HEAVY_HEAD:
+        cell.tpot_ms = cell.otps_per_user = None
+        cell.notes.append(
+            f"TPOT and tok/s per user not shown: {share:.0%} of the tokens come with the first event"
+        )
+
+
+def _gaps(cell: Cell, good: Sequence[RequestMetrics]) -> None:
     icl = gap.chunk_gaps(good)
     if not len(icl.seconds):
         return
@@ -136,43 +164,50 @@ def _latencies(
     itl = gap.token_gaps(good, icl)
     if itl.gaps is None or not len(itl.gaps.seconds):
         cell.notes.append(f"ITL not shown: {itl.why_not or 'one event a reply'}; ICL is")
-    elif cell.burst_index is not None and cell.burst_index > gap.BURSTY:
+    elif cell.burst_index > gap.BURSTY:
         cell.notes.append(
             f"ITL not shown: {cell.burst_index:.0%} of the gaps are bursts (a proxy or the server "
-            "holds tokens back); ICL and TPOT are"
+            "holds tokens back); ICL is"
         )
     else:
         cell.itl_ms = block(itl.gaps.seconds * MS, clusters=itl.gaps.request)
-        cell.itl_request_mean_ms = block(itl.gaps.of_requests() * MS, lost=lost)
+        cell.itl_request_mean_ms = block(itl.gaps.of_requests() * MS, lost=cell.requests.failed)
         cell.itl_imputed_share = itl.imputed_share
 
 
 def _rates(
     cell: Cell, requests: Iterable[RequestMetrics], measured: Sequence[RequestMetrics]
 ) -> None:
+    """What went through the window. A request counts by the share of its time that lies inside, so
+    that a short window is not at the mercy of which replies just made it."""
     start_ns = min(each.sent_ns for each in measured)
     stop_ns = max(each.end_ns for each in measured)
-    window_ns = stop_ns - start_ns
-    if window_ns <= 0:
+    window_s = (stop_ns - start_ns) / 1e9
+    residence_s = [
+        (each.end_ns - each.sent_ns) / 1e9 for each in measured if not each.timeline.failure
+    ]
+    if window_s <= 0 or not residence_s:
         return
-    tokens = chars = 0.0
-    done = busy_ns = 0
+    tokens = chars = done = busy_s = 0.0
     for each in requests:
-        busy_ns += max(min(each.end_ns, stop_ns) - max(each.sent_ns, start_ns), 0)
-        at_ns = np.asarray(each.timeline.at_ns, dtype=np.int64) + each.sent_ns
-        inside = int(np.count_nonzero((at_ns >= start_ns) & (at_ns <= stop_ns)))
-        if not inside:
-            continue
-        share = inside / len(at_ns)
+        inside_s = max(min(each.end_ns, stop_ns) - max(each.sent_ns, start_ns), 0) / 1e9
+        busy_s += inside_s
         complete = not each.timeline.failure
-        tokens += share * each.tokens if complete else inside * (cell.tokens_per_event or 1)
-        chars += share * each.timeline.chars
-        done += complete and each.end_ns <= stop_ns
-    cell.window_s = window_ns / 1e9
-    cell.otps = tokens / cell.window_s
-    cell.chars_per_s = chars / cell.window_s
-    cell.requests_per_s = done / cell.window_s
-    cell.in_flight = busy_ns / window_ns
+        if complete:
+            done += inside_s / max((each.end_ns - each.sent_ns) / 1e9, 1e-9)
+        elif each.timeline.failure == "cancelled":  # cut off when the cell was over: as the others
+            done += inside_s / (sum(residence_s) / len(residence_s))
+        at_ns = np.asarray(each.timeline.at_ns, dtype=np.int64) + each.sent_ns
+        arrived = int(np.count_nonzero((at_ns >= start_ns) & (at_ns <= stop_ns)))
+        if arrived:
+            share = arrived / len(at_ns)
+            tokens += share * each.tokens if complete else arrived * (cell.tokens_per_event or 1)
+            chars += share * each.timeline.chars
+    cell.window_s = window_s
+    cell.otps = tokens / window_s if cell.token_source != "chunks" else None
+    cell.chars_per_s = chars / window_s
+    cell.requests_per_s = done / window_s
+    cell.in_flight = busy_s / window_s
 
 
 def _lengths(cell: Cell, good: Sequence[RequestMetrics]) -> None:

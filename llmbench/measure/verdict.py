@@ -1,7 +1,7 @@
 """Whether a cell's numbers can be stood behind, and why not, in plain words."""
 
 from llmbench.measure.ruler import too_uncertain
-from llmbench.records import Cell, CellFacts, Health
+from llmbench.records import Cell, CellFacts, Health, Range
 
 LOAD_TOLERANCE = 0.02
 """How far what was in flight, averaged over the window, may be from the asked concurrency. By
@@ -39,7 +39,7 @@ def judge(cell: Cell, facts: CellFacts) -> None:
 
 def _reasons(cell: Cell, facts: CellFacts) -> list[str]:
     if not cell.requests.ok:
-        return ["no request succeeded"]
+        return ["" if facts.stopped else "no request succeeded"]
     return [
         _saturated(cell),
         _underloaded(cell, facts),
@@ -63,13 +63,13 @@ def _saturated(cell: Cell) -> str:
 
 def _underloaded(cell: Cell, facts: CellFacts) -> str:
     asked = facts.load.concurrency
-    if facts.stopped or cell.in_flight is None:
-        return ""
+    if facts.stopped or cell.requests.failed or cell.in_flight is None:
+        return ""  # what fails is counted as failed; the load that it leaves out is its doing
     if abs(cell.in_flight - asked) <= LOAD_TOLERANCE * asked:
         return ""
     return (
-        f"{cell.in_flight:.1f} requests were in flight on average, not {asked}: the client, its "
-        "connections or failed requests held the load back"
+        f"{cell.in_flight:.1f} requests were in flight on average, not {asked}: the client or its "
+        "connections held the load back, or evidence is missing"
     )
 
 
@@ -105,10 +105,18 @@ def _notes(cell: Cell, facts: CellFacts) -> list[str]:
         if cell.cache == "warm":
             notes.append(f"warm: {cell.cached_share:.0%} of the prompt tokens came from a cache")
     length = cell.measured_output_tokens
-    if length is not None and not length.min == length.max == facts.load.output_tokens:
+    counted = cell.token_source != "chunks"
+    if counted and length and not length.min == length.max == facts.load.output_tokens:
         notes.append(
-            f"replies of {length.min}–{length.max} tokens, asked for {facts.load.output_tokens}"
+            f"replies of {_span(length)} tokens, asked for {facts.load.output_tokens}"
             + ("" if facts.exact_length else " (this server stops where it likes)")
+        )
+    if not counted:
+        notes.append("no tok/s: the server does not count its tokens; chars_per_s is in the JSON")
+    if cell.requests.cancelled:
+        notes.append(
+            f"{cell.requests.cancelled} requests were cut off and are not counted, so slow ones are "
+            "under-represented"
         )
     if cell.ttft_drift is not None:
         notes.append(
@@ -123,3 +131,7 @@ def _notes(cell: Cell, facts: CellFacts) -> list[str]:
     if cell.requests.failures.get("http-429"):
         notes.append("rate-limited: the server answered 429")
     return notes
+
+
+def _span(span: Range) -> str:
+    return f"{span.min}" if span.min == span.max else f"{span.min}–{span.max}"

@@ -13,6 +13,7 @@ from pathlib import Path
 DEFAULT_TEXT = "lighthouse"
 _GROUPS = 4
 _FIRST_GUESS_WORDS = 200  # enough to learn how words become tokens, and cheap to ask
+_MOST_WORDS_PER_TOKEN = 4
 
 
 def nonce(salt: str, cell: int, index: int) -> str:
@@ -66,8 +67,11 @@ class LengthFit:
             return None
         if above is None:
             tokens = self._counts[below]
+            if list(self._counts.values()).count(tokens) > 1:
+                return None  # more words and no more tokens: the server cuts prompts short
+            most = _MOST_WORDS_PER_TOKEN * self.wanted
             step = round(below * (self.wanted - tokens) / max(tokens, 1))
-            return below + max(step, 1)
+            return min(below + max(step, 1), most) if below < most else None
         if above - below <= 1:
             return None
         per_word = (self._counts[above] - self._counts[below]) / (above - below)

@@ -27,7 +27,7 @@ class LiveView:
                 file=sys.stderr,
                 leave=False,
                 dynamic_ncols=True,
-                bar_format="{desc} {bar:20} {n_fmt}/{total_fmt} requests, {elapsed}{postfix}",
+                bar_format="{n_fmt}/{total_fmt} {elapsed} {bar:10} {desc}{postfix}",
             )
         self._bar.set_description_str(
             f"{target}: {load.concurrency} in flight, {load.prompt_tokens} prompt tokens, "

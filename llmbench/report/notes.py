@@ -19,8 +19,9 @@ def _of_cell(cell: Cell) -> Iterable[str]:
     label = {"invalid": "INVALID", "partial": "PARTIAL", "valid": ""}[cell.verdict]
     for reason in cell.reasons:
         yield f"{label}, {reason}"
-    if cell.requests.failures:
-        yield "failed: " + ", ".join(f"{n} × {kind}" for kind, n in cell.requests.failures.items())
+    for kind, count in cell.requests.failures.items():
+        words = cell.requests.details.get(kind)
+        yield f"failed: {count} × {kind}" + (f" ({words})" if words else "")
     yield from cell.notes
 
 
@@ -74,13 +75,15 @@ def _legend(cells: Sequence[Cell]) -> list[str]:
     if stamps:
         asked = sorted({cell.output_tokens for cell in cells})
         lines.append(
-            "closed loop: service time with that many requests in flight; replies of "
+            "closed loop: service time with that many requests in flight; asked for "
             f"{', '.join(map(str, asked))} tokens; {' and '.join(stamps)} stamps"
         )
     if any(cell.ruler.ttft_error_ms for cell in cells):
         lines.append("±: how far the ruler itself can be off, in ms; not the spread of the server")
     if any(_too_small(cell) for cell in cells):
-        lines.append("—: not measured, or too few requests for a 95% interval (p95 72, p99 368)")
+        lines.append(
+            "—: not shown, or too few samples (p95 needs 72 requests; p99 368 independent ones)"
+        )
     return lines
 
 
