@@ -276,9 +276,9 @@ class RequestMetrics(Struct, frozen=True, kw_only=True):
 class Block(Struct, kw_only=True):
     """One distribution. ``n`` counts samples; a quantile too rare for its sample is ``None``.
 
-    Quantiles count a failed request as +∞, and leave out what the user cut off; ``mean``, ``min`` and ``max`` are of the good ones.
-    ``ci95`` holds the 95% interval of each quantile that is shown. ``p1`` and ``p5`` exist where
-    the slow side of a distribution is its low one.
+    Quantiles count a failed request as +∞, and leave out what the user cut off; ``mean``, ``min``
+    and ``max`` are of the good ones. ``ci95`` holds the 95% interval of each quantile that is
+    shown. ``p1`` and ``p5`` exist where the slow side of a distribution is its low one.
     """
 
     n: int

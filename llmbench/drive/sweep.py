@@ -32,7 +32,7 @@ class View(Protocol):
     def say(self, line: str) -> None:
         """One line about the run."""
 
-    def progress(self, target: str, load: Load, board: Board) -> None:
+    def progress(self, label: str, load: Load, board: Board) -> None:
         """Where the running cell stands."""
 
     def cell_over(self) -> None:
@@ -69,7 +69,7 @@ class SilentView:
 
     def say(self, line: str) -> None: ...
 
-    def progress(self, target: str, load: Load, board: Board) -> None: ...
+    def progress(self, label: str, load: Load, board: Board) -> None: ...
 
     def cell_over(self) -> None: ...
 
@@ -179,7 +179,11 @@ class SweepRun:
             runner = Workers(job, workers, folder, self._clock.zero_ns)
         else:
             runner = Inline(job, folder, self._clock)
-        watch = asyncio.create_task(self._watch(reached.target.name, runner))
+        total = (
+            len(self._sweep.loads()) * len(self._sweep.client) * len(self._directory.run.targets)
+        )
+        label = f"cell {facts.cell + 1}/{total}, {reached.target.name}"
+        watch = asyncio.create_task(self._watch(label, runner))
         self._running = runner
         try:
             health = await runner.run()
@@ -195,9 +199,9 @@ class SweepRun:
             self._view.cell_over()
             runner.close()
 
-    async def _watch(self, target: str, runner: Runner) -> None:
+    async def _watch(self, label: str, runner: Runner) -> None:
         while self._view.live:
-            self._view.progress(target, runner.load, runner.board)
+            self._view.progress(label, runner.load, runner.board)
             await asyncio.sleep(REFRESH_S)
 
     # ── what is kept ─────────────────────────────────────────────────────────────────────────────

@@ -150,7 +150,7 @@ def _withhold_token_rates(cell: Cell, good: Sequence[RequestMetrics]) -> None:
     if share > gap.HEAVY_HEAD:
         cell.tpot_ms = cell.otps_per_user = None
         cell.notes.append(
-            f"TPOT and tok/s per user not shown: {share:.0%} of the tokens come with the first event"
+            f"TPOT and tok/s per user not shown: {share:.0%} of the tokens come with the first"
         )
 
 

@@ -115,7 +115,7 @@ def _notes(cell: Cell, facts: CellFacts) -> list[str]:
         notes.append("no tok/s: the server does not count its tokens; chars_per_s is in the JSON")
     if cell.requests.cancelled:
         notes.append(
-            f"{cell.requests.cancelled} requests were cut off and are not counted, so slow ones are "
+            f"{cell.requests.cancelled} requests were cut off and are not counted: slow ones are "
             "under-represented"
         )
     if cell.ttft_drift is not None:

@@ -20,7 +20,7 @@ class LiveView:
         if self.live:
             tqdm.write(line, file=sys.stderr)
 
-    def progress(self, target: str, load: Load, board: Board) -> None:
+    def progress(self, label: str, load: Load, board: Board) -> None:
         if self._bar is None:
             self._bar = tqdm(
                 total=load.requests,
@@ -30,8 +30,7 @@ class LiveView:
                 bar_format="{n_fmt}/{total_fmt} {elapsed} {bar:10} {desc}{postfix}",
             )
         self._bar.set_description_str(
-            f"{target}: {load.concurrency} in flight, {load.prompt_tokens} prompt tokens, "
-            f"{board.phase}",
+            f"{label}, {load.concurrency} in flight, {board.phase}",
             refresh=False,
         )
         self._bar.set_postfix_str(f"{board.failed} failed" if board.failed else "", False)
