@@ -1,4 +1,4 @@
-"""How far off, how costly, how large: each figure as a ratio to what llmbench promises (≤ 1 is kept).
+"""How far off, how costly, how large: each figure as a ratio to its limit (1 or less is kept).
 
     python benchmarks/accuracy.py            # about two minutes; leave the machine alone meanwhile
 

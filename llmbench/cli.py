@@ -20,7 +20,8 @@ GOOD, WRONG_USAGE, NOTHING_MEASURED, CELL_FAILED, INTERRUPTED = 0, 2, 3, 4, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code says how it went."""
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(argv[0] if argv else "").parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(
@@ -172,7 +173,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(WRONG_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str) -> argparse.ArgumentParser:
+    """The parser; flags that come from elsewhere are made only if ``command`` is theirs."""
     parser = _Parser(
         prog="llmbench",
         description="The ruler for LLM token latency.",
@@ -182,11 +184,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"llmbench {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _sweep_flags(_command(commands, "sweep", sweep))
-    from llmbench.truth import flags as truth_flags
-
     serve = _command(commands, "truth-server", truth_server)
-    truth_flags.add_flags(serve)
-    truth_flags.add_server_flags(serve)
+    if command == "truth-server":
+        from llmbench.truth import flags as truth_flags
+
+        truth_flags.add_flags(serve)
+        truth_flags.add_server_flags(serve)
     _calibrate_flags(_command(commands, "calibrate", calibrate))
     again = _command(commands, "report", report)
     again.add_argument("run_dir", type=Path, metavar="RUN", help="a run directory")

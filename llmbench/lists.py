@@ -12,6 +12,8 @@ def counts(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(
                 f"'{word}' is not a whole number from 1; write it like 1,8,32"
             )
+        if int(word) in values:
+            raise argparse.ArgumentTypeError(f"{int(word)} stands there twice")
         values.append(int(word))
     return values
 

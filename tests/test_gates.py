@@ -133,16 +133,18 @@ def buffering_proxy(url: str, hold_s: float) -> Iterator[str]:
             sock.close()
 
 
-def test_a_load_that_was_not_kept_up(threaded: Any, run_llmbench: Run) -> None:
-    def answer(asked: Any) -> tuple[int, str, bytes]:
-        if asked.number > 20 and asked.number % 3 == 0:  # after the probes
-            return 500, "application/json", b'{"error": {"message": "now and then"}}'
-        return 200, "text/event-stream", asked.good()
-
-    server = threaded(answer)
-    target = ("--target", server.url, "--concurrency", 2, "--requests", 60)
-    (cell,) = run_llmbench("sweep", *target, *QUICK).cells
-    assert cell["verdict"] == "invalid"
+def test_a_load_that_was_not_kept_up(truth: Any, run_llmbench: Run, run_dir: Path) -> None:
+    """The evidence of a third of the requests is lost: fewer were in flight than were asked for."""
+    server = truth(ttft_ms=5.0, itl_ms=2.0)
+    target = ("--target", server.url, "--concurrency", 2, "--requests", 60, "--out", run_dir)
+    assert run_llmbench("sweep", *target, *QUICK).code == 0
+    evidence = run_dir / "requests.jsonl"
+    lines = evidence.read_bytes().splitlines(keepends=True)
+    evidence.write_bytes(b"".join(line for number, line in enumerate(lines) if number % 3))
+    done = run_llmbench("report", run_dir, "--format", "json")
+    (cell,) = done.cells
+    assert (done.code, cell["verdict"]) == (4, "invalid")
+    assert any("evidence is missing" in reason for reason in cell["reasons"])
     assert any("in flight on average, not 2" in reason for reason in cell["reasons"])
 
 

@@ -14,6 +14,7 @@ class Chunk(Struct):
 
     usage: Usage | None = None
     error: Any = None
+    object: Any = None
 
 
 C = TypeVar("C", bound=Chunk)
@@ -33,7 +34,7 @@ def parse_chunk(decoder: msgspec.json.Decoder[C], data: bytes, name: str) -> C |
         return parse_chunk(decoder, data.decode("utf-8", "replace").encode(), name)
     except (msgspec.DecodeError, RecursionError) as problem:
         return Event(Kind.ERROR, error=f"{MALFORMED}{problem}")
-    if chunk.error:
+    if chunk.error or chunk.object == "error":
         return Event(Kind.ERROR, error=error_message(data))
     return chunk
 
@@ -52,5 +53,5 @@ def error_message(body: bytes) -> str:
         said = said[0]
     if isinstance(said, dict):
         said = said.get("message") or said.get("msg") or said.get("type") or said
-    line = " ".join(str(said).split())
+    line = " ".join("".join(char if char.isprintable() else " " for char in str(said)).split())
     return line if len(line) <= 200 else line[:199] + "…"

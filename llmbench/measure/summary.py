@@ -41,8 +41,9 @@ def summarize(target: Target, facts: CellFacts, requests: Sequence[RequestMetric
         )
     if measured:
         cell.ruler = from_evidence(good)
-        _latencies(cell, measured, good)
         _lengths(cell, good)
+        _latencies(cell, measured, good)
+        _gaps(cell, good)
         _rates(cell, requests, measured)
     return cell
 

@@ -1,6 +1,7 @@
 """What stands below the table: why a cell is not shown, and what a reader should know."""
 
 from collections.abc import Iterable, Sequence
+from math import isfinite
 
 from llmbench.records import Cell
 
@@ -48,7 +49,7 @@ def _client_tax(cells: Sequence[Cell]) -> list[str]:
         if cell.client != "wire" and (base := wire.get(_load(cell))) is not None
         if (added := _added(base, cell))
     ]
-    return [f"client tax, {cell.client} at {cell.concurrency}: {added}" for cell, added in taxes]
+    return [f"client tax, {_places([cell], cells)}: {added}" for cell, added in taxes]
 
 
 def _load(cell: Cell) -> tuple[str, int | None, int]:
@@ -65,6 +66,7 @@ def _added(base: Cell, cell: Cell) -> str:
             ("ITL", base.itl_ms, cell.itl_ms),
         )
         if base_block and cell_block and base_block.p50 is not None and cell_block.p50 is not None
+        if isfinite(base_block.p50) and isfinite(cell_block.p50)
     ]
     return ", ".join(figures)
 

@@ -1,6 +1,7 @@
 """The result as text tables: for a terminal, and in Markdown for a pull request."""
 
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 
 import tabulate
@@ -16,7 +17,7 @@ NARROWEST_NAME = 8
 def render_table(cells: Sequence[Cell]) -> str:
     """One row a cell, within 100 columns, with notes below."""
     chosen = columns(cells)
-    rows = [[column.text(cell) for column in chosen] for cell in cells]
+    rows = [[_widened(column.text(cell)) for column in chosen] for cell in cells]
     table = grid(chosen, rows, gap=2)
     if _width(table) > WIDTH:
         table = grid(chosen, rows, gap=1)
@@ -24,8 +25,8 @@ def render_table(cells: Sequence[Cell]) -> str:
         longest = max(max(len(row[0]) for row in rows) - overflow, NARROWEST_NAME)
         rows = [[_shorten(row[0], longest), *row[1:]] for row in rows]
         table = grid(chosen, rows, gap=1)
-    below = (textwrap.fill(line, WIDTH, subsequent_indent="  ") for line in notes(cells))
-    return "\n".join((table, *below)) + "\n"
+    below = (_wrapped(_widened(line)) for line in notes(cells))
+    return "\n".join((table, *below)).replace(_SECOND_COLUMN, "") + "\n"
 
 
 def grid(chosen: Sequence[Column], rows: Sequence[Sequence[str]], gap: int) -> str:
@@ -66,5 +67,24 @@ def _alignment(chosen: Sequence[Column]) -> list[str]:
     return ["left", *("right" for _ in chosen[1:])]
 
 
+# Stands behind a character that is two columns wide while widths are counted by ``len``.
+_SECOND_COLUMN = "\0"
+
+
+def _widened(text: str) -> str:
+    return "".join(
+        char + _SECOND_COLUMN if unicodedata.east_asian_width(char) in "WF" else char
+        for char in text
+    )
+
+
+def _wrapped(line: str) -> str:
+    width = WIDTH - (_SECOND_COLUMN in line)  # a cut may part a wide character from its second half
+    return textwrap.fill(line, width, subsequent_indent="  ")
+
+
 def _shorten(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+    if len(text) <= width:
+        return text
+    cut = width - 1 - (text[width - 1] == _SECOND_COLUMN)
+    return text[:cut] + "…"

@@ -1,0 +1,409 @@
+"""What the integration tests share: truth servers, raw servers, and llmbench as a process."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+import trustme
+
+from llmbench.truth.process import TruthServer
+from llmbench.truth.script import Script
+
+ROOT = Path(__file__).parents[1]
+QUICK = {"ttft_ms": 3.0, "itl_ms": 1.0, "output_tokens": 5}
+TOKENS = [" The", " ruler", " knows", " its", " own"]
+
+CHUNK = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "raw"}
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy and no key of the machine's own; llmbench is this checkout."""
+    for name in os.environ:
+        if name.lower().endswith("_proxy") or name.startswith("OPENAI_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+# ── truth servers ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="session")
+def _truths() -> Iterator[dict[Any, TruthServer]]:
+    """The truth servers that run, by what they were told: to start one takes a while."""
+    running: dict[Any, TruthServer] = {}
+    yield running
+    for server in running.values():
+        server.stop()
+
+
+@pytest.fixture
+def truth(_truths: dict[Any, TruthServer]) -> Callable[..., TruthServer]:
+    """Start a truth server, quick but for the fields of its script that are given.
+
+    Its log is empty; its connections have been counted since it was started.
+    """
+    taken: list[TruthServer] = []
+
+    def begin(tls: tuple[str, str] | None = None, port: int = 0, **fields: Any) -> TruthServer:
+        key = Script(**(QUICK | fields)), tls, port
+        server = _truths.get(key)
+        if server is None or server in taken or not alive(server):
+            if server is not None:
+                server.stop()
+            server = _truths[key] = TruthServer(key[0], tls=tls, port=port).__enter__()
+        else:
+            server.reset()
+        taken.append(server)
+        return server
+
+    return begin
+
+
+def alive(server: TruthServer) -> bool:
+    try:
+        server.reset()
+    except OSError:
+        return False
+    return True
+
+
+class Certificates(NamedTuple):
+    """An authority, and what it vouches for: (certificate, key) files by host name."""
+
+    ca_file: str
+    for_host: Callable[[str], tuple[str, str]]
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+
+    def for_host(name: str) -> tuple[str, str]:
+        chain, key = str(folder / f"{name}.pem"), str(folder / f"{name}.key")
+        made = authority.issue_cert(name)
+        made.cert_chain_pems[0].write_to_path(chain)
+        made.private_key_pem.write_to_path(key)
+        return chain, key
+
+    return Certificates(str(folder / "ca.pem"), for_host)
+
+
+# ── raw servers, for what the truth server does not do ───────────────────────────────────────────
+
+
+class Peer:
+    """One accepted connection of an asyncio raw server."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def request(self) -> tuple[str, bytes]:
+        """The head and the body of the next request; raises ``IncompleteReadError`` at the end."""
+        head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        (length,) = [
+            int(line.partition(":")[2])
+            for line in head.split("\r\n")
+            if line.lower().startswith("content-length:")
+        ]
+        return head, await self.reader.readexactly(length)
+
+    async def send(self, *pieces: bytes, pause_s: float = 0.0005) -> None:
+        """Send each piece so that a reader in this loop gets it by itself."""
+        for piece in pieces:
+            self.writer.write(piece)
+            await self.writer.drain()
+            await asyncio.sleep(pause_s)
+
+    def reset(self) -> None:
+        """Drop the connection by RST."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+
+class RawServer:
+    """Answers each connection by ``answer(peer, number)``; numbers count from 1."""
+
+    def __init__(self, answer: Callable[[Peer, int], Awaitable[None]]) -> None:
+        self._answer = answer
+        self.connections = 0
+        self.problems: list[Exception] = []
+        self.url = ""
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            await self._answer(Peer(reader, writer), self.connections)
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass
+        except Exception as problem:
+            self.problems.append(problem)
+        finally:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+
+@asynccontextmanager
+async def raw_server(
+    answer: Callable[[Peer, int], Awaitable[None]], tls: Any = None
+) -> AsyncIterator[RawServer]:
+    """A raw server in this event loop; what goes wrong in ``answer`` fails the test."""
+    raw = RawServer(answer)
+    server = await asyncio.start_server(raw._serve, "127.0.0.1", 0, limit=1 << 24, ssl=tls)
+    port = server.sockets[0].getsockname()[1]
+    raw.url = f"{'https' if tls else 'http'}://{'localhost' if tls else '127.0.0.1'}:{port}"
+    before = asyncio.all_tasks()
+    try:
+        yield raw
+    finally:
+        server.close()
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+        await asyncio.sleep(0.01)
+        assert raw.problems == []
+
+
+def chunk(data: bytes) -> bytes:
+    """``data`` in the chunked coding."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def sse(*events: dict[str, Any] | str) -> bytes:
+    """An event stream."""
+    texts = [each if isinstance(each, str) else json.dumps(each) for each in events]
+    return b"".join(f"data: {text}\n\n".encode() for text in texts)
+
+
+def content(text: str) -> dict[str, Any]:
+    """A chat chunk that carries ``text``."""
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
+    return CHUNK | {"choices": [choice]}
+
+
+def finish(prompt_tokens: int = 0, completion_tokens: int = 0) -> dict[str, Any]:
+    """The chat chunk that ends a reply, with usage where tokens are given."""
+    choice = {"index": 0, "delta": {}, "finish_reason": "length"}
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    usage["total_tokens"] = prompt_tokens + completion_tokens
+    return CHUNK | {"choices": [choice]} | ({"usage": usage} if prompt_tokens else {})
+
+
+class Asked(NamedTuple):
+    """A request to a threaded server: its number from 0, its headers in lower case, its JSON."""
+
+    number: int
+    path: str
+    headers: dict[str, str]
+    document: dict[str, Any]
+
+    @property
+    def prompt(self) -> str:
+        text: str = self.document["messages"][0]["content"]
+        return text
+
+    def good(self) -> bytes:
+        """A reply of as many tokens as were asked for, with words counted as tokens."""
+        tokens = self.document["max_tokens"]
+        texts = [content(f" w{number}") for number in range(tokens)]
+        return sse(*texts, finish(len(self.prompt.split()) + 5, tokens), "[DONE]")
+
+
+Answer = tuple[int, str, bytes]
+"""Status, content type, body."""
+
+
+class ThreadedServer:
+    """An HTTP server for llmbench in another process. ``answer`` decides on each POST."""
+
+    def __init__(self, answer: Callable[[Asked], Answer]) -> None:
+        self.asked: list[Asked] = []
+        lock = threading.Lock()
+        asked = self.asked
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_GET(self) -> None:
+                models = {"object": "list", "data": [{"id": "raw", "object": "model"}]}
+                self._reply(200, "application/json", json.dumps(models).encode())
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    headers = {name.lower(): value for name, value in self.headers.items()}
+                    one = Asked(len(asked), self.path, headers, body)
+                    asked.append(one)
+                self._reply(*answer(one))
+
+            def _reply(self, status: int, kind: str, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                """Nothing on stderr."""
+
+        self.problems: list[BaseException | None] = []
+        problems = self.problems
+
+        class Server(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: Any) -> None:
+                if not isinstance(problem := sys.exception(), ConnectionError):
+                    problems.append(problem)
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
+
+
+@pytest.fixture
+def threaded() -> Iterator[Callable[[Callable[[Asked], Answer]], ThreadedServer]]:
+    """Start an HTTP server from a function that answers each POST."""
+    started: list[ThreadedServer] = []
+
+    def begin(answer: Callable[[Asked], Answer]) -> ThreadedServer:
+        started.append(ThreadedServer(answer))
+        return started[-1]
+
+    yield begin
+    for server in started:
+        server.stop()
+        assert server.problems == []
+
+
+@pytest.fixture
+def dead_url() -> Iterator[str]:
+    """A URL whose port nobody listens on, and nobody else can take."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+def port_of(url: str) -> int:
+    port = urlsplit(url).port
+    assert port is not None
+    return port
+
+
+# ── llmbench as a process ────────────────────────────────────────────────────────────────────────
+
+
+class Done(NamedTuple):
+    """How a run of llmbench went."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def cells(self) -> list[dict[str, Any]]:
+        """The cells of ``--format json``."""
+        cells: list[dict[str, Any]] = json.loads(self.out)["cells"]
+        return cells
+
+    @property
+    def problems(self) -> list[str]:
+        """What stderr says beside where the evidence is."""
+        return [line for line in self.err.splitlines() if not line.startswith("evidence: ")]
+
+
+class Llmbench:
+    """Runs ``python -m llmbench`` in a folder of its own. A traceback on stderr is a bug."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.running: list[subprocess.Popen[str]] = []
+
+    def __call__(
+        self,
+        *args: object,
+        env: dict[str, str] | None = None,
+        stdin: str | None = None,
+        timeout_s: float = 60.0,
+    ) -> Done:
+        return self.end(self.start(*args, env=env), stdin=stdin, timeout_s=timeout_s)
+
+    def start(self, *args: object, env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, "-m", "llmbench", *map(str, args)],
+            cwd=self.folder,
+            env=dict(os.environ) | (env or {}),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # so that a test can do to it and its children as Ctrl-C does
+            # a shell's background job would have it ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+        )
+        self.running.append(process)
+        return process
+
+    def end(
+        self, process: "subprocess.Popen[str]", stdin: str | None = None, timeout_s: float = 60.0
+    ) -> Done:
+        out, err = process.communicate(stdin, timeout_s)
+        self.running.remove(process)
+        assert "Traceback" not in err, err
+        assert "Exception ignored" not in err, err
+        assert "never retrieved" not in err, err
+        return Done(process.returncode, out, err)
+
+    def stop(self) -> None:
+        for process in self.running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+@pytest.fixture
+def run_llmbench(tmp_path: Path) -> Iterator[Llmbench]:
+    """``run_llmbench(*args, env=…, stdin=…)`` → (code, out, err); ``start`` and ``end`` apart."""
+    llmbench = Llmbench(tmp_path)
+    yield llmbench
+    llmbench.stop()
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Where a run goes; not there yet."""
+    return tmp_path / "run"
+
+
+def peak(intervals: Sequence[tuple[int, int]]) -> int:
+    """How many of ``intervals`` overlap at most; one that begins as another ends does not."""
+    edges = sorted([(end, -1) for _, end in intervals] + [(start, 1) for start, _ in intervals])
+    highest = now = 0
+    for _, step in edges:
+        now += step
+        highest = max(highest, now)
+    return highest
