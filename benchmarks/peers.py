@@ -4,8 +4,9 @@
 
 Each tool runs as a user would run it, in an environment of its own, against a truth server on the
 same machine (true TTFT 50 ms, 100 tok/s a stream, 200 tokens a reply), at 64, 256 and 512 streams
-and four requests a stream. True figures are the server's own log of that very run, so each tool is held
-against what it was sent. CPU and wall time are the whole command's; memory is its largest process.
+and four requests a stream. True figures are the server's own log of that very run: each tool is
+held against what it was sent. CPU and wall time are the whole command's, memory is its largest
+process.
 """
 
 import argparse

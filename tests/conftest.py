@@ -146,19 +146,28 @@ class RawServer:
         self.connections = 0
         self.problems: list[Exception] = []
         self.url = ""
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._writers.append(writer)
         try:
             await self._answer(Peer(reader, writer), self.connections)
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+        except (asyncio.IncompleteReadError, ConnectionError):
             pass
         except Exception as problem:
             self.problems.append(problem)
         finally:
             writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
+            self._writers.remove(writer)
+
+    async def stop(self) -> None:
+        """Drop the connections, and see their handlers to the end."""
+        for writer in self._writers:
+            writer.transport.abort()
+        async with asyncio.timeout(5):
+            while self._writers:
+                await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
@@ -170,15 +179,12 @@ async def raw_server(
     server = await asyncio.start_server(raw._serve, "127.0.0.1", 0, limit=1 << 24, ssl=tls)
     port = server.sockets[0].getsockname()[1]
     raw.url = f"{'https' if tls else 'http'}://{'localhost' if tls else '127.0.0.1'}:{port}"
-    before = asyncio.all_tasks()
     try:
         yield raw
     finally:
         server.close()
-        for task in asyncio.all_tasks() - before:
-            task.cancel()
-        await asyncio.sleep(0.01)
-        assert raw.problems == []
+        await raw.stop()
+    assert raw.problems == []
 
 
 def chunk(data: bytes) -> bytes:
@@ -275,7 +281,9 @@ class ThreadedServer:
                     problems.append(problem)
 
         self._server = Server(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
         self._thread.start()
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
