@@ -238,13 +238,13 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
     )
     flag(
         "--output-tokens",
-        "length of the replies (default: 128; 32 for the embedded engine)",
+        "length of the replies (default: 128; 16 for the embedded engine)",
         type=int,
         metavar="N",
     )
     flag(
         "--requests",
-        "measured requests a cell (default: 80, or two a stream)",
+        "measured requests a cell (default: 72, or two a stream)",
         type=int,
         metavar="N",
     )
@@ -319,7 +319,7 @@ def _calibrate_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=None,
         metavar="N",
-        help="measured requests a load (default: 80, or two a stream)",
+        help="measured requests a load (default: 72, or two a stream)",
     )
     parser.add_argument("--format", choices=("table", "json"), default="table")
 

@@ -70,7 +70,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """The prompt lengths and the output length: short ones for the embedded engine."""
         demo = all(target.engine for target in self.targets())
         prompt_tokens = self.prompt_tokens or ([64] if demo else [128])
-        return prompt_tokens, self.output_tokens or (32 if demo else 128)
+        return prompt_tokens, self.output_tokens or (16 if demo else 128)
 
     def loads(self) -> list[Load]:
         """The grid of one target: prompt lengths outside, concurrency inside."""
@@ -80,8 +80,8 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 concurrency=concurrency,
                 prompt_tokens=length,
                 output_tokens=output_tokens,
-                # enough for the 95% interval of a p95 to exist (72), and two a stream
-                requests=self.requests or max(80, 2 * concurrency),
+                # 72 for the 95% interval of a p95 to exist, and two a stream
+                requests=self.requests or max(72, 2 * concurrency),
                 duration_s=self.duration,
                 warmup=concurrency if self.warmup is None else self.warmup,
             )

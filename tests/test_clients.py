@@ -246,19 +246,41 @@ async def test_nobody_listens(name: str, dead_url: str) -> None:
 
 
 @each_client
-async def test_no_reply_at_all(name: str) -> None:
+@pytest.mark.parametrize("by", ["fin", "rst"])
+async def test_no_reply_at_all(name: str, by: str) -> None:
     """A first request that is dropped is not sent again behind the user's back."""
     asked: list[int] = []
 
     async def answer(peer: Peer, number: int) -> None:
         await peer.request()
         asked.append(number)
-        peer.reset()
+        if by == "rst":
+            peer.reset()
 
     async with raw_server(answer) as raw:
         trace = await once(name, raw.url)
     assert figures(trace).timeline.failure == "reset", trace.detail
     assert asked == [1]
+
+
+@pytest.mark.parametrize("name", ["wire", "aiohttp"])
+async def test_a_close_that_comes_late_loses_no_request(name: str) -> None:
+    """The server closes without a word, and only when the next request is on its way."""
+    answered: list[int] = []
+
+    async def answer(peer: Peer, number: int) -> None:
+        await peer.request()
+        answered.append(number)
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+        body = sse(content("a"), finish(), "[DONE]")
+        await peer.send(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await peer.request()
+
+    async with raw_server(answer) as raw, connected(name, raw.url) as client:
+        for index in range(4):
+            trace = client.settle(await client.exchange(call(index)))
+            assert figures(trace).timeline.failure == "", trace.detail
+    assert answered == [1, 2, 3, 4]  # from the second on, each has a connection of its own
 
 
 @each_client

@@ -80,16 +80,16 @@ def load_of(concurrency: int, length: int, output: int, requests: int, **fields:
 
 def test_the_default_loads_of_a_server() -> None:
     assert load_sweep({"target": ["http://h"], "concurrency": [1, 8, 64]}).loads() == [
-        load_of(1, 128, 128, 80),
-        load_of(8, 128, 128, 80),
+        load_of(1, 128, 128, 72),
+        load_of(8, 128, 128, 72),
         load_of(64, 128, 128, 128),
     ]
 
 
 def test_the_default_loads_of_the_embedded_engine_are_short() -> None:
-    assert load_sweep({"concurrency": [2]}).loads() == [load_of(2, 64, 32, 80)]
+    assert load_sweep({"concurrency": [2]}).loads() == [load_of(2, 64, 16, 72)]
     both = load_sweep({"concurrency": [2], "target": ["llamacpp:", "http://h"]})
-    assert both.loads() == [load_of(2, 128, 128, 80)]
+    assert both.loads() == [load_of(2, 128, 128, 72)]
 
 
 def test_loads_as_they_are_told() -> None:
@@ -103,10 +103,10 @@ def test_loads_as_they_are_told() -> None:
     }
     told = {"duration_s": 2.5, "warmup": 0}
     assert load_sweep(flags).loads() == [
-        load_of(4, 9, 7, 80, **told),
-        load_of(2, 9, 7, 80, **told),
-        load_of(4, 5, 7, 80, **told),
-        load_of(2, 5, 7, 80, **told),
+        load_of(4, 9, 7, 72, **told),
+        load_of(2, 9, 7, 72, **told),
+        load_of(4, 5, 7, 72, **told),
+        load_of(2, 5, 7, 72, **told),
     ]
     few = load_sweep({"target": ["http://h"], "concurrency": [64], "requests": 5})
     assert few.loads() == [load_of(64, 128, 128, 5)]

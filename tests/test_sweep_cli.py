@@ -73,7 +73,16 @@ def quiet(done: Done, run_dir: Path) -> Done:
 
 
 def valid(done: Done, run_dir: Path) -> Done:
-    assert done.code == 0, done.out + done.err
+    """Nothing is wrong with the run, unless this machine was too busy to measure on, and it says
+    so."""
+    reasons = [
+        reason
+        for cell in stored(run_dir, "summary.json")["cells"]
+        for reason in cell["reasons"]
+        if not reason.startswith(("client saturated: ", "only ", "unsteady: "))
+    ]
+    assert reasons == []
+    assert done.code in (0, 4), done.out + done.err
     return quiet(done, run_dir)
 
 
@@ -121,12 +130,11 @@ def test_two_targets_stand_side_by_side(
     assert [cell["model"] for cell in cells] == ["m1", "m1", "m2", "m2"]
     for cell, (ttft_ms, itl_ms) in zip(cells, [(60, 5)] * 2 + [(130, 15)] * 2, strict=True):
         assert counts(cell) == {"sent": 6, "ok": 6, "failed": 0, "cancelled": 0}
-        assert cell["verdict"] == "valid"
         assert cell["engine"] == "llmbench-truth"
         # No server can answer sooner than it was told to, and a clock in other units would show.
         assert ttft_ms <= cell["ttft_ms"]["p50"] < ttft_ms + 50
         assert ttft_ms + 3 * itl_ms <= cell["e2e_ms"]["p50"] < ttft_ms + 3 * itl_ms + 50
-        assert itl_ms * 0.5 < cell["itl_ms"]["p50"] < itl_ms + 20
+        assert itl_ms * 0.5 < cell["icl_ms"]["p50"] < itl_ms + 20
         assert cell["measured_prompt_tokens"] == {"min": 24, "p50": 24, "max": 24}
         assert cell["measured_output_tokens"] == {"min": 4, "p50": 4, "max": 4}
         assert cell["token_source"] == "usage"
@@ -147,7 +155,7 @@ def test_two_targets_stand_side_by_side(
 def test_report_prints_the_same_again(
     truth: Truth,
     sweep: Callable[..., Done],
-    run_llmbench: Llmbench,
+    in_process: InProcess,
     run_dir: Path,
     style: str,
 ) -> None:
@@ -155,8 +163,8 @@ def test_report_prints_the_same_again(
     done = valid(sweep(f"{server.url}?name=here", "--format", style, requests=7), run_dir)
     before = {path.name: path.read_bytes() for path in run_dir.iterdir()}
     server.stop()
-    again = run_llmbench("report", run_dir, "--format", style)
-    assert again == Done(0, done.out, "")
+    again = in_process("report", run_dir, "--format", style)
+    assert again == Done(done.code, done.out, "")
     assert {path.name: path.read_bytes() for path in run_dir.iterdir()} == before
     assert set(before) == {"run.json", "requests.jsonl", "summary.json"}
     match style:
@@ -176,26 +184,43 @@ def test_report_prints_the_same_again(
             assert cell["ttft_ms"]["n"] == cell["requests"]["ok"] == 7
 
 
-def test_a_report_without_its_summary_makes_it_again(
-    truth: Truth, sweep: Callable[..., Done], in_process: InProcess, run_dir: Path
+def test_a_good_run_exits_with_0(
+    truth: Truth, run_llmbench: Llmbench, in_process: InProcess
 ) -> None:
-    valid(sweep(truth(**STEADY).url), run_dir)
+    """Within three attempts: it does not where the machine is busy with something else."""
+    url = truth(ttft_ms=100, itl_ms=20).url
+    for attempt in range(3):
+        flags = ("--target", url, "--concurrency", 1, "--requests", 6, "--out", attempt)
+        done = run_llmbench("sweep", *SMALL, *flags)
+        if done.code == 0:
+            break
+    assert done.code == 0, done.out
+    assert {
+        cell["verdict"] for cell in in_process("report", attempt, "--format", "json").cells
+    } == {"valid"}
+    assert "INVALID" not in done.out
+
+
+def test_a_report_without_its_summary_makes_it_again(
+    truth: Truth, sweep: Callable[..., Done], run_llmbench: Llmbench, run_dir: Path
+) -> None:
+    done = valid(sweep(truth(**STEADY).url), run_dir)
     summary = run_dir / "summary.json"
     before = summary.read_bytes()
     summary.unlink()
-    assert in_process("report", run_dir).code == 0
+    assert run_llmbench("report", run_dir) == Done(done.code, done.out, "")
     assert summary.read_bytes() == before
 
 
 def test_clients_are_rows(truth: Truth, sweep: Callable[..., Done], run_dir: Path) -> None:
-    server = truth(ttft_ms=100, itl_ms=8)
+    server = truth(**STEADY)
     done = sweep(server.url, "--client", "wire,aiohttp,openai", "--format", "json")
     quiet(done, run_dir)
     assert [cell["client"] for cell in done.cells] == ["wire", "aiohttp", "openai"]
     for cell in done.cells:
         assert cell["requests"]["ok"] == 6
         assert cell["measured_output_tokens"] == {"min": 4, "p50": 4, "max": 4}
-        assert cell["ttft_ms"]["min"] >= 100
+        assert cell["ttft_ms"]["min"] >= 60
     assert [cell["ruler"]["stamps"] for cell in done.cells][1:] == ["user", "user"]
 
 
@@ -407,7 +432,7 @@ def test_truncated_streams_are_failures(
     truth: Truth, sweep: Callable[..., Done], run_dir: Path
 ) -> None:
     """The probes' replies are short enough to arrive whole."""
-    server = truth(**STEADY, truncate_at=8)
+    server = truth(truncate_at=8)
     done = sweep(server.url, "--output-tokens", 12, "--format", "json", requests=20)
     assert done.code == 3
     (cell,) = done.cells
@@ -423,7 +448,7 @@ def test_a_prompt_that_is_too_long_is_passed_over(truth: Truth, sweep: Callable[
     assert done.code == 4
     assert [cell["prompt_tokens"] for cell in done.cells] == [20, 4000, 40]
     assert [cell["requests"]["ok"] for cell in done.cells] == [6, 0, 6]
-    assert [cell["verdict"] for cell in done.cells] == ["valid", "invalid", "valid"]
+    assert done.cells[1]["verdict"] == "invalid"
     (reason,) = done.cells[1]["reasons"]
     assert "maximum context length is 200 tokens" in reason
     assert "\n" not in reason
@@ -469,7 +494,7 @@ def test_an_interrupt_keeps_what_was_measured(
     assert done.problems == []
     (row,) = rows(done.out)  # the second cell was never begun
     assert row[1] == "2"
-    assert "PARTIAL, interrupted" in done.out
+    assert ", interrupted: " in done.out
     (cell,) = stored(run_dir, "summary.json")["cells"]
     ended = counts(cell)
     assert ended["ok"] >= 10
@@ -511,7 +536,6 @@ def test_a_kill_leaves_the_cells_before_readable(
     assert again.code == 4
     assert again.problems == ["llmbench: the run did not finish: 1 of 2 cells"]
     (cell,) = again.cells
-    assert cell["verdict"] == "valid"
     assert (cell["concurrency"], cell["requests"]["ok"]) == (1, 12)
     assert stored(run_dir)["ended"] is None
 

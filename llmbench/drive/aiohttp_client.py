@@ -6,6 +6,8 @@ closes after each reply puts its connection's set-up inside TTFT here.
 
 import asyncio
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 
@@ -23,36 +25,37 @@ class AiohttpClient:
     def __init__(self, endpoint: Endpoint, path: str, timeout_s: float, clock: Clock) -> None:
         self._url = endpoint.url + path
         self._clock = clock
-        self._session = session(endpoint, timeout_s)
-        self._closes_silently = False
+        self._reusing = session(endpoint, timeout_s, on_reuse=_note_reuse)
+        self._one_shot = session(endpoint, timeout_s, one_shot=True)
+        self._session = self._reusing
 
     async def open(self) -> None:
         """Nothing to do: aiohttp opens a connection when a request needs one."""
 
     async def exchange(self, call: Call) -> Trace:
-        recording = Recording()
+        recording, reused = Recording(), _Reused()
         error = detail = ""
         try:
             try:
-                await self._stream(call, recording)
+                await self._stream(call, recording, reused)
             except aiohttp.ServerDisconnectedError:
-                if recording.status or self._closes_silently:
+                if recording.status or not reused.yes:
                     raise
                 # An idle connection that the server had closed already: use each once from now on.
-                self._closes_silently = True
-                await self._stream(call, recording)
+                self._session = self._one_shot
+                await self._stream(call, recording, reused)
         except asyncio.CancelledError:
             error = "cancelled"
         except (aiohttp.ClientError, OSError) as problem:
             error, detail = failure(problem, bool(recording.status))
         return recording.trace(call, self._clock.zero_ns, time.monotonic_ns(), error, detail)
 
-    async def _stream(self, call: Call, recording: Recording) -> None:
+    async def _stream(self, call: Call, recording: Recording, reused: "_Reused") -> None:
         headers = {"X-Request-Id": call.request_id}
-        if self._closes_silently:
-            headers["Connection"] = "close"
         recording.sent_ns = time.monotonic_ns()
-        async with self._session.post(self._url, data=call.body, headers=headers) as reply:
+        async with self._session.post(
+            self._url, data=call.body, headers=headers, trace_request_ctx=reused
+        ) as reply:
             recording.status = reply.status
             for name, value in reply.headers.items():
                 recording.keep_header(name, value)
@@ -63,13 +66,35 @@ class AiohttpClient:
         return trace
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._reusing.close()
+        await self._one_shot.close()
 
 
-def session(endpoint: Endpoint, timeout_s: float) -> aiohttp.ClientSession:
-    """A session for ``endpoint``: its headers, its TLS, any number of connections, no cookies."""
+class _Reused:
+    """Whether a request went out on a connection that had carried another."""
+
+    yes = False
+
+
+async def _note_reuse(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
+    context.trace_request_ctx.yes = True
+
+
+def session(
+    endpoint: Endpoint, timeout_s: float, *, one_shot: bool = False, on_reuse: Any = None
+) -> aiohttp.ClientSession:
+    """A session for ``endpoint``: its headers, its TLS, any number of connections, no cookies.
+
+    ``one_shot`` uses each connection once: some servers close without a word, and a request that
+    goes out on a connection as it closes is lost. ``on_reuse`` is told of each connection that is
+    used again.
+    """
+    traces = aiohttp.TraceConfig()
+    if on_reuse is not None:
+        traces.on_connection_reuseconn.append(on_reuse)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=endpoint.tls or True),
+        connector=aiohttp.TCPConnector(limit=0, ssl=endpoint.tls or True, force_close=one_shot),
+        trace_configs=[traces],
         timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
         headers=endpoint.headers(),
         cookie_jar=aiohttp.DummyCookieJar(),

@@ -22,7 +22,6 @@ from llmbench.records import Reads, Target, Timeline, Trace
 PROBE_TIMEOUT_S = 120.0
 MOST_GUESSES = 12
 LENGTH_TOLERANCE = 0.02
-ONE_SHOT = {"Connection": "close"}  # some servers close without a word, and lose the next request
 
 
 class Reply(Struct, frozen=True):
@@ -59,7 +58,7 @@ class Probe:
         self.server = ""
 
     async def __aenter__(self) -> "Probe":
-        self._session = session(self._endpoint, self._timeout_s)
+        self._session = session(self._endpoint, self._timeout_s, one_shot=True)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -71,7 +70,7 @@ class Probe:
             return self.model
         url = f"{self._endpoint.url}/models"
         try:
-            async with self._session.get(url, headers=ONE_SHOT) as reply:
+            async with self._session.get(url) as reply:
                 body = self._endpoint.redacted(await reply.read())
                 if reply.status in (401, 403):
                     raise self._unmeasurable(self._refusal(reply.status, body))
@@ -128,9 +127,7 @@ class Probe:
         body = self._api.encode(self.model, prompt, output_tokens, self.dialect)
         url = self._endpoint.url + self._api.path
         try:
-            async with self._session.post(
-                url, data=body, headers=ONE_SHOT, allow_redirects=False
-            ) as reply:
+            async with self._session.post(url, data=body, allow_redirects=False) as reply:
                 content = self._endpoint.redacted(await reply.read())
         except (aiohttp.ClientError, OSError) as problem:
             raise self._unreachable(problem) from None
