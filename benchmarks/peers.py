@@ -41,6 +41,10 @@ class Figures(NamedTuple):
     itl_p99: float | None
 
 
+class Refused(Exception):  # noqa: N818
+    """llmbench called the cell INVALID, and printed no figure."""
+
+
 class Tool(NamedTuple):
     name: str
     command: Callable[[str, int, int, Path], list[str]]
@@ -180,7 +184,7 @@ def read_guidellm(out: Path) -> Figures:
 def read_llmbench(out: Path) -> Figures:
     (cell,) = load(out, "summary.json")["cells"]
     if cell["verdict"] != "valid":
-        raise RuntimeError(f"llmbench: {cell['reasons']}")
+        raise Refused("; ".join(cell["reasons"]))
     ttft, itl = cell["ttft_ms"], cell["itl_ms"]
     return Figures(ttft["p50"], ttft["p99"], itl["p50"], itl["p99"])
 
@@ -199,8 +203,12 @@ def measure(tool: Tool, streams: int) -> list[str]:
         replies = [reply for reply in server.log() if len(reply.token_sent_ns) == 200]
         try:
             said = tool.read(Path(folder))
-        except (KeyError, ValueError, RuntimeError, OSError) as problem:
-            return [str(streams), tool.name, f"failed ({status}): {problem!r}"[:60]]
+        except Refused as refusal:
+            print(f"{tool.name} at {streams} streams: {refusal}")
+            return [str(streams), tool.name, *["INVALID"] * 4]
+        except (KeyError, ValueError, OSError) as problem:
+            print(f"{tool.name} at {streams} streams: exit status {status}, {problem!r}")
+            return [str(streams), tool.name, *["failed"] * 4]
     ttft = np.array([reply.ttft_ns for reply in replies], dtype=float) / 1e6
     gaps = np.concatenate([np.diff(reply.token_sent_ns) for reply in replies]) / 1e6
     tokens = 200 * len(replies)

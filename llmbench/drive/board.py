@@ -70,7 +70,7 @@ class Board:
         """A request has ended; whether so many have failed in a row that it is hopeless."""
         slots = self._slots
         with self._lock:
-            slots[_WARM] += phase == "warmup"
+            slots[_WARM] += phase == "warmup" and not failed
             slots[_MEASURED] += phase == "measured"
             slots[_FAILED] += failed
             slots[_IN_A_ROW] = slots[_IN_A_ROW] + 1 if failed else 0

@@ -33,7 +33,8 @@ def judge(cell: Cell, facts: CellFacts) -> None:
         cell.verdict = "invalid"
     if facts.stopped:
         cell.reasons.insert(0, facts.stopped)
-        cell.verdict = "invalid" if cell.verdict == "invalid" else "partial"
+        useless = cell.verdict == "invalid" or not cell.requests.ok
+        cell.verdict = "invalid" if useless else "partial"
     cell.notes += _notes(cell, facts)
 
 
