@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from tabulate import tabulate
-
 from llmbench.report.columns import NOT_MEASURED
+from llmbench.report.table import grid
 from llmbench.truth.calibrate import CalibrationRun
 from llmbench.truth.errors import QUANTILES, Comparison
 
@@ -20,16 +19,10 @@ def render_calibration(runs: Sequence[CalibrationRun]) -> str:
     for name in _PER_METRIC:
         heads += [f"{name}\np50", "\np99", "\np99.9"]
     rows = [row for run in runs for row in _rows(run)]
-    table = tabulate(
-        rows,
-        headers=[*heads, "CPU µs\n/token", "shared\nreads"],
-        disable_numparse=True,
-        colalign=["right", "left", "right", "left", *["right"] * 11],
-    )
+    table = grid([*heads, "CPU µs\n/token", "shared\nreads"], rows, gap=1)
     legend = (
-        "sent: by the truth server's log; read: by the client; off by: single stamps, at that "
-        "quantile.\nshared reads: events that came with others in one read, so that their stamps "
-        "are less certain."
+        "sent: by the truth server's log; read: by the client; off by: of single stamps.\n"
+        "shared reads: events that shared a read with others: their stamps are less certain."
     )
     return "\n".join((table, legend, *_verdicts(runs))) + "\n"
 
@@ -58,11 +51,11 @@ def _verdicts(runs: Sequence[CalibrationRun]) -> list[str]:
     lines = []
     for client in dict.fromkeys(run.client for run in runs):
         within = [run for run in runs if run.client == client and keeps_its_word(run)]
-        limits = "0.3 ms of the true TTFT p50, 3 ms of its p99 and 0.5 ms of the ITL p99"
+        limits = "0.3 ms of the TTFT p50 sent, 3 ms of its p99, 0.5 ms of the ITL p99,"
         if within:
             best = max(within, key=lambda run: run.tokens_per_s)
             lines.append(
-                f"{client} reads within {limits} up to {best.concurrency} streams, "
+                f"{client} reads within {limits}\nup to {best.concurrency} streams, "
                 f"{best.tokens_per_s:,.0f} tok/s."
             )
         else:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import tabulate
 
 from llmbench.records import Cell
-from llmbench.report.columns import Column, columns
+from llmbench.report.columns import columns
 from llmbench.report.notes import notes
 
 WIDTH = 100
@@ -18,25 +18,26 @@ def render_table(cells: Sequence[Cell]) -> str:
     """One row a cell, within 100 columns, with notes below."""
     chosen = columns(cells)
     rows = [[_widened(column.text(cell)) for column in chosen] for cell in cells]
-    table = grid(chosen, rows, gap=2)
+    heads = [column.head for column in chosen]
+    table = grid(heads, rows, gap=2)
     if _width(table) > WIDTH:
-        table = grid(chosen, rows, gap=1)
+        table = grid(heads, rows, gap=1)
     if (overflow := _width(table) - WIDTH) > 0:
         longest = max(max(len(row[0]) for row in rows) - overflow, NARROWEST_NAME)
         rows = [[_shorten(row[0], longest), *row[1:]] for row in rows]
-        table = grid(chosen, rows, gap=1)
+        table = grid(heads, rows, gap=1)
     below = (_wrapped(_widened(line)) for line in notes(cells))
     return "\n".join((table, *below)).replace(_SECOND_COLUMN, "") + "\n"
 
 
-def grid(chosen: Sequence[Column], rows: Sequence[Sequence[str]], gap: int) -> str:
-    """``rows`` under the two-line heads of ``chosen``, ``gap`` spaces between columns."""
-    heads = [[column.head.partition("\n")[line] for column in chosen] for line in (0, 2)]
-    rule = ["-" * max(map(len, texts)) for texts in zip(*heads, *rows, strict=True)]
+def grid(heads: Sequence[str], rows: Sequence[Sequence[str]], gap: int) -> str:
+    """``rows`` under ``heads`` of one or two lines, ``gap`` spaces between columns."""
+    lines = [[head.partition("\n")[line] for head in heads] for line in (0, 2)]
+    rule = ["-" * max(map(len, texts)) for texts in zip(*lines, *rows, strict=True)]
     row = tabulate.DataRow("", " " * gap, "")
     plain = tabulate.TableFormat(None, None, None, None, row, row, padding=0, with_header_hide=None)
     return tabulate.tabulate(
-        [*heads, rule, *rows], tablefmt=plain, disable_numparse=True, colalign=_alignment(chosen)
+        [*lines, rule, *rows], tablefmt=plain, disable_numparse=True, colalign=_alignment(heads)
     )
 
 
@@ -57,14 +58,14 @@ def render_markdown(cells: Sequence[Cell]) -> str:
         headers=heads,
         tablefmt="github",
         disable_numparse=True,
-        colalign=_alignment(chosen),
+        colalign=_alignment(heads),
     )
     below = [f"- {line}" for line in notes(cells)]
     return "\n".join((table, "", *below)) + "\n"
 
 
-def _alignment(chosen: Sequence[Column]) -> list[str]:
-    return ["left", *("right" for _ in chosen[1:])]
+def _alignment(heads: Sequence[str]) -> list[str]:
+    return ["left", *("right" for _ in heads[1:])]
 
 
 # Stands behind a character that is two columns wide while widths are counted by ``len``.
