@@ -16,10 +16,9 @@ COUNTS_AGREE = 0.01
 DELAYED_ACKS = 0.1
 """A greater share of gaps near the 40 ms of a delayed ACK, among much shorter ones, is one."""
 
-LATE_SHARE = 0.5
 LEAST_LATE_MS = 5.0
-"""Reads that come later than half a gap (or this, if it is longer) after the data begin to swallow
-events, and hold back the next request."""
+"""Reads that come more than a gap (or this, if it is longer) after the data swallow events, and hold
+back the next request. Short of that the kernel's stamps make good for them."""
 
 
 def judge(cell: Cell, facts: CellFacts) -> None:
@@ -57,7 +56,7 @@ def _saturated(cell: Cell) -> str:
     if uncertain := too_uncertain(cell):
         late = f" (read lag p99 {lag_ms:.1f} ms)" if lag_ms else ""
         return f"client saturated: {uncertain}{late}; {remedy}"
-    if lag_ms > max(LEAST_LATE_MS, LATE_SHARE * gap_ms):
+    if lag_ms > max(LEAST_LATE_MS, gap_ms):
         return f"client saturated: read lag p99 {lag_ms:.1f} ms; {remedy}"
     return ""
 
