@@ -419,8 +419,8 @@ def test_a_cell_that_was_stopped_is_partial() -> None:
     idle = [request(200 * n, 40, 60, 80) for n in range(10)]
     cell = cell_of(idle, facts_of(stopped="interrupted"))  # it need not have kept the load up
     assert (cell.verdict, cell.reasons) == ("partial", ["interrupted"])
-    cell = cell_of([broken(0)], facts_of(stopped="interrupted"))
-    assert (cell.verdict, cell.reasons) == ("partial", ["interrupted"])
+    cell = cell_of([broken(0)], facts_of(stopped="interrupted"))  # nothing good came of it
+    assert (cell.verdict, cell.reasons) == ("invalid", ["interrupted"])
     late = facts_of(stopped="interrupted", health=Health(**(WELL | {"collections": 1})))
     cell = cell_of(steady(10, 40, 60, 80), late)
     assert cell.verdict == "invalid"

@@ -17,7 +17,7 @@ DELAYED_ACKS = 0.1
 """A greater share of gaps near the 40 ms of a delayed ACK, among much shorter ones, is one."""
 
 LEAST_LATE_MS = 5.0
-"""Reads that come more than a gap (or this, if it is longer) after the data swallow events, and hold
+"""Reads that come more than a gap (or this, if it is longer) after the data swallow events and hold
 back the next request. Short of that the kernel's stamps make good for them."""
 
 
