@@ -1,7 +1,7 @@
-"""What chat and completions chunks have in common: usage and errors."""
+"""The chunks of chat and completions streams, which differ in one field, and their errors."""
 
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -9,29 +9,84 @@ from msgspec import Struct
 from llmbench.records import Event, Kind, Usage
 
 
-class Chunk(Struct):
-    """The part of a chunk that does not depend on the API."""
+class _Delta(Struct):
+    role: str | None = None
+    content: str | list[Any] | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[Any] | None = None
 
+
+class _Choice(Struct):
+    """Chat puts what it says into ``delta``, completions into ``text``."""
+
+    delta: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+
+
+class _Chunk(Struct):
+    choices: list[_Choice] | None = None
     usage: Usage | None = None
     error: Any = None
     object: Any = None
 
 
-C = TypeVar("C", bound=Chunk)
+_DECODER = msgspec.json.Decoder(_Chunk)
 
 MALFORMED = "malformed chunk: "
 
 
-def parse_chunk(decoder: msgspec.json.Decoder[C], data: bytes, name: str) -> C | Event:
+def decode(data: bytes, name: str = "") -> Event:
+    """What one event carries. Reasoning and tool calls are generated tokens too."""
+    chunk = _parse(data, name)
+    if isinstance(chunk, Event):
+        return chunk
+    kind, text, finish, tokens = 0, "", "", None
+    for choice in chunk.choices or ():
+        if choice.delta is not None:
+            delta_kind, delta_text = _delta(choice.delta)
+            kind |= delta_kind
+            text += delta_text
+        elif choice.text:
+            kind |= Kind.ANSWER
+            text += choice.text
+        if choice.finish_reason:
+            kind |= Kind.FINISH
+            finish = choice.finish_reason
+        if choice.token_ids is not None:
+            tokens = len(choice.token_ids)
+    if chunk.usage is not None:
+        kind |= Kind.USAGE
+    return Event(kind, text, tokens, chunk.usage, finish)
+
+
+def _delta(delta: _Delta) -> tuple[int, str]:
+    kind = Kind.ROLE if delta.role else 0
+    text = ""
+    if reasoning := delta.reasoning_content or delta.reasoning:
+        kind |= Kind.REASONING
+        text += reasoning
+    if content := delta.content or delta.refusal:
+        kind |= Kind.ANSWER
+        text += content if isinstance(content, str) else ""
+    if delta.tool_calls:
+        kind |= Kind.TOOL
+    return kind, text
+
+
+def _parse(data: bytes, name: str) -> _Chunk | Event:
     """The typed chunk, or the event that stands for ``[DONE]``, an error or a malformed chunk."""
     if data == b"[DONE]":
         return Event(Kind.DONE)
     if name == "error":
         return Event(Kind.ERROR, error=error_message(data))
     try:
-        chunk = decoder.decode(data)
+        chunk = _DECODER.decode(data)
     except UnicodeDecodeError:  # the standard has what is not UTF-8 replaced
-        return parse_chunk(decoder, data.decode("utf-8", "replace").encode(), name)
+        return _parse(data.decode("utf-8", "replace").encode(), name)
     except (msgspec.DecodeError, RecursionError) as problem:
         return Event(Kind.ERROR, error=f"{MALFORMED}{problem}")
     if chunk.error or chunk.object == "error":
