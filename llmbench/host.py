@@ -1,7 +1,8 @@
-"""Provenance: what machine and what versions a run was made with."""
+"""The machine: what a run was made with, and what it lets us have."""
 
 import os
 import platform
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,14 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def raise_file_limit() -> None:
+    """Allow this process, and those it starts, as many open files as the system does."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -16,6 +16,7 @@ from llmbench.drive.job import Job
 from llmbench.drive.reach import Reached, reach
 from llmbench.drive.workers import Workers, how_many
 from llmbench.errors import Unmeasurable
+from llmbench.host import raise_file_limit
 from llmbench.measure.cell import judged, measure_cell
 from llmbench.plan.grid import grid
 from llmbench.records import Cell, CellFacts, Health, Load, Target, Trace
@@ -95,6 +96,7 @@ class SweepRun:
 
     def run(self) -> None:
         """Run every cell; Ctrl-C ends the run in good order. Raises ``UserError``."""
+        raise_file_limit()  # a stream is a socket
         with asyncio.Runner() as runner:
             try:
                 runner.run(self._until_interrupted())

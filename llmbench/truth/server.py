@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from llmbench.host import raise_file_limit
 from llmbench.truth import flags
 from llmbench.truth.connection import enable_stamps
 from llmbench.truth.log import Log
@@ -100,7 +101,7 @@ def run(
 
     Prints ``listening on URL`` when ready. Raises as ``serve`` does.
     """
-    _raise_file_limit()
+    raise_file_limit()
     # Nothing here makes cycles that outlive a connection, and a collection would delay sends.
     gc.collect()
     gc.freeze()
@@ -144,16 +145,6 @@ def _await_eof(then: Callable[[], None]) -> None:
         while os.read(0, 4096):
             pass
     then()
-
-
-def _raise_file_limit() -> None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def run_from(args: argparse.Namespace) -> int:
