@@ -14,8 +14,6 @@ from llmbench.errors import UserError
 from llmbench.records import Load, Target
 
 APIS = ("chat", "completions")
-CLIENTS = ("wire", "aiohttp", "openai")
-FORMATS = ("table", "markdown", "csv", "json")
 EMBEDDED = "llamacpp:"
 TARGET_OPTIONS = ("api", "ca_file", "key_env", "model", "name", "quantization")
 ENGINE_OPTIONS = ("name", "threads")

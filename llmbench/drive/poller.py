@@ -18,15 +18,13 @@ class Poller:
     """Watches sockets by their descriptors, inside a running event loop.
 
     ``empty_at_ns`` is when it looked before: what a socket has now was not there then.
-    ``busy_ns`` is the time spent on reading, ``began_ns`` when it was made.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._ready: dict[int, Callable[[], None]] = {}
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
-        self._looked_at_ns = self.empty_at_ns = self.began_ns = time.monotonic_ns()
-        self.busy_ns = 0
+        self._looked_at_ns = self.empty_at_ns = time.monotonic_ns()
         if self._epoll is not None:
             self._loop.add_reader(self._epoll.fileno(), self._drain, self._epoll)
 
@@ -59,7 +57,6 @@ class Poller:
         for descriptor, _ in waiting:
             if descriptor in ready:  # an earlier call may have closed it
                 ready[descriptor]()
-        self.busy_ns += time.monotonic_ns() - self._looked_at_ns
 
     def _look_then(self, ready: Callable[[], None]) -> None:
         self.empty_at_ns, self._looked_at_ns = self._looked_at_ns, time.monotonic_ns()

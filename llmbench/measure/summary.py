@@ -42,7 +42,7 @@ def summarize(target: Target, facts: CellFacts, requests: Sequence[RequestMetric
     if measured:
         cell.ruler = from_evidence(good)
         _lengths(cell, good)
-        _latencies(cell, measured, good)
+        _latencies(cell, good)
         _gaps(cell, good)
         _rates(cell, requests, measured)
     return cell
@@ -123,9 +123,7 @@ def _quantile_with_interval(
     return (value, bounds) if bounds is not None else (None, None)
 
 
-def _latencies(
-    cell: Cell, measured: Sequence[RequestMetrics], good: Sequence[RequestMetrics]
-) -> None:
+def _latencies(cell: Cell, good: Sequence[RequestMetrics]) -> None:
     lost = cell.requests.failed
     for name in ("ttfr", "ttft", "ttfat", "e2e", "tpot"):
         seconds = [getattr(each, f"{name}_s") for each in good]
