@@ -8,7 +8,7 @@ otherwise; floats are seconds (``_s``); milliseconds exist only in a ``Cell`` (`
 """
 
 from array import array
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
@@ -196,11 +196,11 @@ class Kind:
 TokenCount = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
 
-class PromptDetails(Struct, frozen=True):
+class PromptDetails(Struct, frozen=True, gc=False):
     cached_tokens: TokenCount | None = None
 
 
-class Usage(Struct, frozen=True):
+class Usage(Struct, frozen=True, gc=False):
     """Token counts as the server states them, in its own words; ``None`` where it does not."""
 
     prompt_tokens: TokenCount | None = None
@@ -212,7 +212,7 @@ class Usage(Struct, frozen=True):
         return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
 
 
-class Event(NamedTuple):
+class Event(Struct, frozen=True, gc=False):
     """One decoded event. ``tokens`` is how many tokens it carries, where its own ids tell."""
 
     kind: int

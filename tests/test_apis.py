@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmbench.apis import APIS
+from llmbench.apis import APIS, chunks
 from llmbench.apis.chunks import MALFORMED, error_message
 from llmbench.apis.dialect import DIALECTS, Dialect
 from llmbench.records import Event, Kind, PromptDetails, Usage
@@ -26,7 +26,8 @@ def completion(**choice: Any) -> Event:
 
 def decode(api: str, chunk: Any, name: str = "") -> Event:
     data = chunk if isinstance(chunk, bytes) else json.dumps(chunk).encode()
-    return APIS[api].decode(data, name)
+    (event,) = APIS[api].decode([(len(data), data, name)])
+    return event
 
 
 # ---- chat
@@ -217,11 +218,25 @@ DATA = st.binary(max_size=30) | JSON.map(lambda value: json.dumps(value).encode(
 
 @given(DATA, st.sampled_from(["", "error"]), st.sampled_from(sorted(APIS)))
 def test_no_data_makes_it_raise(data: bytes, name: str, api: str) -> None:
-    event = APIS[api].decode(data, name)
-    assert isinstance(event, Event)
+    assert isinstance(decode(api, data, name), Event)
     line = error_message(data)
     assert len(line) <= 200
     assert "\n" not in line
+
+
+@given(st.lists(st.tuples(DATA | st.just(b"[DONE]"), st.sampled_from(["", "", "error"]))))
+def test_many_events_decode_as_each_does_by_itself(events: list[tuple[bytes, str]]) -> None:
+    numbered = [(end, data, name) for end, (data, name) in enumerate(events)]
+    alone = [chunks.decode(data, name) for data, name in events]
+    assert chunks.decode_all(numbered) == alone
+
+
+@pytest.mark.parametrize("odd", [b'{"choices":[', b"{}{}", b"", b"{\xff}", b'{"error":"busy"}'])
+def test_one_odd_event_does_not_change_how_the_others_decode(odd: bytes) -> None:
+    plain = b'{"choices":[{"delta":{"content":"a"}}]}'
+    for data in ([odd, plain, plain], [plain, odd, plain], [plain, plain, odd]):
+        events = [(0, each, "") for each in data]
+        assert chunks.decode_all(events) == [chunks.decode(each) for each in data]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ async def once(name: str, url: str, *, api: str = "chat", **options: Any) -> Tra
 
 
 def text(trace: Trace, api: str = "chat") -> str:
-    return "".join(APIS[api].decode(data, name).text for _, data, name in parse(trace.body))
+    return "".join(event.text for event in APIS[api].decode(parse(trace.body)))
 
 
 def figures(trace: Trace, api: str = "chat") -> RequestMetrics:

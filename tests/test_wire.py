@@ -67,8 +67,7 @@ async def once(url: str, **options: Any) -> Trace:
 
 
 def text(trace: Trace) -> list[str]:
-    events = (CHAT.decode(data, name) for _, data, name in parse(trace.body))
-    return [event.text for event in events if event.text]
+    return [event.text for event in CHAT.decode(parse(trace.body)) if event.text]
 
 
 def timeline(trace: Trace) -> Timeline:

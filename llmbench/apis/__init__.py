@@ -1,10 +1,11 @@
 """The APIs that llmbench speaks: each encodes a call and decodes the events of its reply."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llmbench.apis import chat, completions
 from llmbench.apis.dialect import Dialect
+from llmbench.apis.sse import ServerSentEvent
 from llmbench.records import Event
 
 
@@ -13,10 +14,10 @@ class Api(NamedTuple):
 
     path: str
     encode: Callable[[str, str, int, Dialect], bytes]
-    decode: Callable[[bytes, str], Event]
+    decode: Callable[[Sequence[ServerSentEvent]], list[Event]]
 
 
 APIS = {
-    "chat": Api(chat.PATH, chat.encode, chat.decode),
-    "completions": Api(completions.PATH, completions.encode, completions.decode),
+    "chat": Api(chat.PATH, chat.encode, chat.decode_all),
+    "completions": Api(completions.PATH, completions.encode, completions.decode_all),
 }

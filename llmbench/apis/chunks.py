@@ -1,15 +1,17 @@
 """The chunks of chat and completions streams, which differ in one field, and their errors."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from llmbench.apis.sse import ServerSentEvent
 from llmbench.records import Event, Kind, Usage
 
 
-class _Delta(Struct):
+class _Delta(Struct, gc=False):
     role: str | None = None
     content: str | list[Any] | None = None
     refusal: str | None = None
@@ -18,7 +20,7 @@ class _Delta(Struct):
     tool_calls: list[Any] | None = None
 
 
-class _Choice(Struct):
+class _Choice(Struct, gc=False):
     """Chat puts what it says into ``delta``, completions into ``text``."""
 
     delta: _Delta | None = None
@@ -27,7 +29,7 @@ class _Choice(Struct):
     token_ids: list[int] | None = None
 
 
-class _Chunk(Struct):
+class _Chunk(Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: Usage | None = None
     error: Any = None
@@ -36,14 +38,34 @@ class _Chunk(Struct):
 
 _DECODER = msgspec.json.Decoder(_Chunk)
 
+DONE = b"[DONE]"
 MALFORMED = "malformed chunk: "
 
 
 def decode(data: bytes, name: str = "") -> Event:
     """What one event carries. Reasoning and tool calls are generated tokens too."""
     chunk = _parse(data, name)
-    if isinstance(chunk, Event):
-        return chunk
+    return chunk if isinstance(chunk, Event) else _event(chunk)
+
+
+def decode_all(events: Sequence[ServerSentEvent]) -> list[Event]:
+    """``decode`` for each of a reply's ``events``: their JSON is parsed in one go, or one by one
+    where any of it is out of the ordinary."""
+    done = bool(events) and events[-1][1] == DONE
+    chunks = events[:-1] if done else events
+    try:
+        parsed = _DECODER.decode_lines(b"\n".join([data for _, data, _ in chunks]))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        parsed = []
+    if len(parsed) != len(chunks) or any(
+        name or chunk.error or chunk.object == "error"
+        for chunk, (_, _, name) in zip(parsed, chunks, strict=True)
+    ):
+        return [decode(data, name) for _, data, name in events]
+    return [_event(chunk) for chunk in parsed] + [Event(Kind.DONE)] * done
+
+
+def _event(chunk: _Chunk) -> Event:
     kind, text, finish, tokens = 0, "", "", None
     for choice in chunk.choices or ():
         if choice.delta is not None:
@@ -79,7 +101,7 @@ def _delta(delta: _Delta) -> tuple[int, str]:
 
 def _parse(data: bytes, name: str) -> _Chunk | Event:
     """The typed chunk, or the event that stands for ``[DONE]``, an error or a malformed chunk."""
-    if data == b"[DONE]":
+    if data == DONE:
         return Event(Kind.DONE)
     if name == "error":
         return Event(Kind.ERROR, error=error_message(data))

@@ -2,10 +2,10 @@
 
 import msgspec
 
-from llmbench.apis.chunks import decode
+from llmbench.apis.chunks import decode_all
 from llmbench.apis.dialect import Dialect, options
 
-__all__ = ["PATH", "decode", "encode"]
+__all__ = ["PATH", "decode_all", "encode"]
 
 PATH = "/completions"
 

@@ -6,39 +6,42 @@ parser is *where* each event ended: the offset at which a client could first hav
 
 import re
 from collections.abc import Iterator
+from itertools import accumulate, repeat
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 # Two line ends in a row: the end of a line, then a blank line, which dispatches the event. The
 # groups are atomic, or the CR and LF of one CRLF would pass for two line ends.
 _BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _BOM = b"\xef\xbb\xbf"
+_DATA = b"data: "
+_NEXT_EVENT = b"\n\n" + _DATA
 
 ServerSentEvent = tuple[int, bytes, str]
 """Where an event ended (the offset just past the byte that completed it), its data, its name."""
 
 
-def parse(body: bytes) -> Iterator[ServerSentEvent]:
-    """Yield the events of ``body`` that carry data; one that the end cuts off is not dispatched."""
+def parse(body: bytes) -> list[ServerSentEvent]:
+    """The events of ``body`` that carry data; one that the end cuts off is not dispatched."""
     start = len(_BOM) if body.startswith(_BOM) else 0
-    if b"\r" in body:
-        yield from _parse_any(body, start)
-        return
-    # Nearly every server ends lines with LF alone and events with one line of data. Ten times
-    # faster than the pattern, and no less strict.
-    find = body.find
-    while (stop := find(b"\n\n", start)) >= 0:
-        end = stop + 2
-        if find(b"data: ", start, start + 6) == start and find(b"\n", start, stop) < 0:
-            yield end, body[start + 6 : stop], ""
-        else:
-            data, name = _fields(body[start:stop])
-            if data is not None:
-                yield end, data, name
-        start = end
+    return _parse_plain(body, start) or list(_parse_any(body, start))
+
+
+def _parse_plain(body: bytes, start: int) -> list[ServerSentEvent]:
+    """``parse`` for what nearly every server sends, in a few passes of C: lines that end in LF, and
+    events of one line of data. Empty for anything else."""
+    stop = body.rfind(b"\n\n")
+    if stop < 0 or not body.startswith(_DATA, start) or b"\r" in body:
+        return []
+    data = body[start + len(_DATA) : stop].split(_NEXT_EVENT)
+    if body.count(b"\n", start, stop) != 2 * (len(data) - 1):
+        return []
+    ends = accumulate((len(each) + len(_NEXT_EVENT) for each in data), initial=start)
+    next(ends)
+    return list(zip(ends, data, repeat(""), strict=False))
 
 
 def _parse_any(body: bytes, start: int) -> Iterator[ServerSentEvent]:
-    """``parse`` for any mixture of LF, CR and CRLF."""
+    """``parse`` for any mixture of LF, CR and CRLF, and any fields."""
     for blank in _BLANK_LINE.finditer(body, start):
         data, name = _fields(body[start : blank.start()])
         start = blank.end()

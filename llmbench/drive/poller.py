@@ -52,11 +52,10 @@ class Poller:
         if early_ns > 0 and len(self._ready) >= MANY:
             time.sleep(early_ns / 1e9)
         self.empty_at_ns, self._looked_at_ns = self._looked_at_ns, time.monotonic_ns()
-        waiting = epoll.poll(0)
-        ready = self._ready
-        for descriptor, _ in waiting:
-            if descriptor in ready:  # an earlier call may have closed it
-                ready[descriptor]()
+        ready_of = self._ready.get
+        for descriptor, _ in epoll.poll(0):
+            if ready := ready_of(descriptor):  # an earlier call may have closed it
+                ready()
 
     def _look_then(self, ready: Callable[[], None]) -> None:
         self.empty_at_ns, self._looked_at_ns = self._looked_at_ns, time.monotonic_ns()

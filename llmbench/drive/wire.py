@@ -7,9 +7,10 @@ cell.
 
 import asyncio
 import socket
-import time
 from collections.abc import Iterable
 from http import HTTPStatus
+from itertools import accumulate
+from time import monotonic_ns
 from typing import Any
 
 import httptools
@@ -96,6 +97,7 @@ class _Connection:
         self._stages: Connect | None = None  # of the opening that no call has reported yet
         self._stamped = self._used = self._unsent = self._closes_silently = False
         self._reply = _Reply()
+        self._idle = True  # no exchange waits for what comes
         self._done: asyncio.Future[None] | None = None
 
     async def connect(self) -> None:
@@ -132,7 +134,7 @@ class _Connection:
                 error, detail = failure.kind, failure.detail
             except asyncio.CancelledError:
                 error = "cancelled"
-            end_ns = time.monotonic_ns()
+            end_ns = monotonic_ns()
             if reused and error == "reset" and not reply.reads:
                 self.close()
                 self._closes_silently = True
@@ -154,11 +156,13 @@ class _Connection:
         self._reply.recording.connect, self._stages = self._stages, None
         self._used = True
         self._done = self._loop.create_future()
+        self._idle = False
         timer = self._loop.call_later(self._timeout_s, self._time_out)
         try:
             self._send(request)
             await self._done
         finally:
+            self._idle = True
             timer.cancel()
 
     def _send(self, request: bytes) -> None:
@@ -168,9 +172,9 @@ class _Connection:
         if recording.sent_ns:
             self._loop.remove_writer(self._sock)
         try:
-            recording.sent_ns = recording.sent_ns or time.monotonic_ns()
+            recording.sent_ns = recording.sent_ns or monotonic_ns()
             sent = self._sock.send(request)
-            recording.send_ns = time.monotonic_ns() - recording.sent_ns
+            recording.send_ns = monotonic_ns() - recording.sent_ns
         except BlockingIOError:
             sent = 0
         except OSError as problem:
@@ -202,12 +206,12 @@ class _Connection:
         if self._idle:
             self.close()  # whatever a server says unasked, it is about to leave
             return
-        reply.reads.append((data, timespec, time.monotonic_ns(), self._poller.empty_at_ns))
-        if data.endswith(_EMPTY_LINE) or reply.eager or size < len(_EMPTY_LINE):
+        reply.reads.append((data, timespec, monotonic_ns(), self._poller.empty_at_ns))
+        if reply.eager or data.endswith(_EMPTY_LINE) or size < len(_EMPTY_LINE):
             self._parse()
 
     def _readable_tls(self, data: bytes, timespec: bytes) -> None:
-        read_at_ns = time.monotonic_ns()
+        read_at_ns = monotonic_ns()
         try:
             plain = self._tls.decrypt(data) if self._tls is not None else data
         except Failure as failure:
@@ -251,19 +255,16 @@ class _Connection:
         else:
             self._fail(Failure("reset", words))
 
-    @property
-    def _idle(self) -> bool:
-        """Whether no exchange waits for what comes."""
-        return self._done is None or self._done.done()
-
     def _time_out(self) -> None:
         self._fail(Failure("timeout", f"no end of the reply within {self._timeout_s:g} s"))
 
     def _finish(self) -> None:
+        self._idle = True
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
 
     def _fail(self, failure: Failure) -> None:
+        self._idle = True
         if self._done is not None and not self._done.done():
             self._done.set_exception(failure)
 
@@ -282,18 +283,18 @@ class _Reply:
         self.eager = True
         self.headers_complete = self.complete = self.keeps_alive = False
         self._framed = self._chunked = False
-        self._parsed = 0
+        self._pieces_after: list[int] = []  # how many pieces of the body each read completed
+        self.on_body = self.recording.pieces.append
         self._parser: Any = httptools.HttpResponseParser(self)
 
     def parse(self) -> bool:
         """Parse the reads that have not been; whether the reply is complete."""
-        recording, feed = self.recording, self._parser.feed_data
-        for data, _, _, _ in self.reads[self._parsed :]:
-            self._parsed += 1
+        pieces, after, feed = self.recording.pieces, self._pieces_after, self._parser.feed_data
+        for data, _, _, _ in self.reads[len(after) :]:
             try:
                 feed(data)
             finally:
-                recording.end.append(recording.size)
+                after.append(len(pieces))
         return self.complete
 
     @property
@@ -307,13 +308,15 @@ class _Reply:
         try:
             self.parse()
         except httptools.HttpParserError:
-            del self.reads[self._parsed :]
-        for _, _, read_at_ns, _ in self.reads:
-            recording.read_at_ns.append(read_at_ns)
-        if clock is not None and all(timespec for _, timespec, _, _ in self.reads):
-            timespecs = b"".join(timespec for _, timespec, _, _ in self.reads)
-            recording.at_ns = clock.from_kernel(timespecs)
-            recording.empty_at_ns = np.array([read[3] for read in self.reads], dtype=np.int64)
+            del self.reads[len(self._pieces_after) :]
+        if self.reads:
+            ends = [0, *accumulate(map(len, recording.pieces))]
+            recording.end.extend(map(ends.__getitem__, self._pieces_after))
+            _, timespecs, read_at_ns, empty_at_ns = zip(*self.reads, strict=True)
+            recording.read_at_ns.extend(read_at_ns)
+            if clock is not None and all(timespecs):
+                recording.at_ns = clock.from_kernel(b"".join(timespecs))
+                recording.empty_at_ns = np.array(empty_at_ns, dtype=np.int64)
         self._parser = None  # it refers back here, and nothing collects cycles inside a cell
         return recording
 
@@ -331,10 +334,6 @@ class _Reply:
         self.recording.status = self._parser.get_status_code()
         self.headers_complete = self.recording.status >= HTTPStatus.OK
         self.eager = not (self.headers_complete and self._chunked)
-
-    def on_body(self, piece: bytes) -> None:
-        self.recording.pieces.append(piece)
-        self.recording.size += len(piece)
 
     def on_message_complete(self) -> None:
         if not self.headers_complete:  # an interim reply, as 100 and 103 are

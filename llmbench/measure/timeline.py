@@ -1,16 +1,21 @@
 """Trace → Timeline: what the bytes of a reply say, and when each of its events had arrived."""
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llmbench.apis import sse
 from llmbench.apis.chunks import MALFORMED, error_message
 from llmbench.records import Event, Integers, Kind, Timeline, Trace, Usage
 
 
-def decode(trace: Trace, decode_event: Callable[[bytes, str], Event]) -> Timeline:
-    """Decode ``trace`` with its API's ``decode_event``.
+def decode(
+    trace: Trace, decode_events: Callable[[Sequence[sse.ServerSentEvent]], list[Event]]
+) -> Timeline:
+    """Decode ``trace`` with its API's ``decode_events``.
 
     A content event is one that brings generated tokens: an answer's, reasoning's or a tool call's.
     Role-only, usage and finish events, comments and ``[DONE]`` are not. An event has arrived with
@@ -22,44 +27,37 @@ def decode(trace: Trace, decode_event: Callable[[bytes, str], Event]) -> Timelin
         return Timeline(
             at_ns=array("q"), slack_ns=array("q"), lag_ns=array("q"), failure=failure, detail=detail
         )
-    at_ns, slack_ns, lag_ns, running = array("q"), array("q"), array("q"), array("q")
-    first_event_ns = first_answer_ns = None
+    reads = trace.reads
+    events = sse.parse(trace.body)
+    read_of = np.searchsorted(_ints(reads.end), [end for end, _, _ in events]).tolist()
+    content, running = array("q"), array("q")  # the content events' reads; tokens so far
+    first_answer_ns = None
     chars = seen = ids = 0
     usage, finish, error = Usage(), "", ""
-    reads = trace.reads
-    ends, stamps_ns, lags_ns, slacks_ns = reads.end, reads.at_ns, reads.lag_ns, reads.slack_ns
-    read, content_read = 0, -1
-    for end, data, name in sse.parse(trace.body):
-        while end > ends[read]:
-            read += 1
-        kind, text, tokens, event_usage, event_finish, event_error = decode_event(data, name)
+    for read, event in zip(read_of, decode_events(events), strict=True):
+        kind = event.kind
         seen |= kind
-        if first_event_ns is None:
-            first_event_ns = stamps_ns[read]
-        if event_usage is not None:
-            usage = event_usage
-        if tokens is not None:
-            ids += tokens
+        if event.usage is not None:
+            usage = event.usage
+        if event.tokens is not None:
+            ids += event.tokens
         if kind & Kind.GENERATED:
             if first_answer_ns is None and kind & Kind.ANSWER:
-                first_answer_ns = stamps_ns[read]
-            if read == content_read:
-                slack_ns[-1] = slacks_ns[read]
-            content_read = read
-            at_ns.append(stamps_ns[read])
-            slack_ns.append(0)
-            lag_ns.append(lags_ns[read])
+                first_answer_ns = reads.at_ns[read]
+            content.append(read)
             running.append(ids or usage.completion_tokens or 0)
-            chars += len(text)
-        finish = event_finish or finish
-        error = error or event_error
+            chars += len(event.text)
+        finish = event.finish or finish
+        error = error or event.error
+    at = _ints(content)
+    alone_or_last = np.append(at[1:] != at[:-1], True)[: len(at)]
     failure, detail = _failed(trace, seen, error)
     return Timeline(
-        first_event_ns=first_event_ns,
+        first_event_ns=reads.at_ns[read_of[0]] if read_of else None,
         first_answer_ns=first_answer_ns,
-        at_ns=at_ns,
-        slack_ns=slack_ns,
-        lag_ns=lag_ns,
+        at_ns=_column(_ints(reads.at_ns)[at]),
+        slack_ns=_column(np.where(alone_or_last, 0, _ints(reads.slack_ns)[at])),
+        lag_ns=_column(_ints(reads.lag_ns)[at]),
         running_tokens=running if _counts(running) else None,
         token_ids=ids or None,
         chars=chars,
@@ -68,6 +66,14 @@ def decode(trace: Trace, decode_event: Callable[[bytes, str], Event]) -> Timelin
         failure=failure,
         detail=detail,
     )
+
+
+def _ints(values: Sequence[int]) -> NDArray[np.int64]:
+    return np.asarray(values, dtype=np.int64)
+
+
+def _column(values: NDArray[np.int64]) -> Integers:
+    return array("q", values.tobytes())
 
 
 def _counts(running: Integers) -> bool:
