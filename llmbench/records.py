@@ -8,7 +8,7 @@ otherwise; floats are seconds (``_s``); milliseconds exist only in a ``Cell`` (`
 """
 
 from array import array
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
@@ -19,16 +19,47 @@ else:
     Integers = array
 
 Phase = Literal["warmup", "measured", "cooldown"]
-Stamps = Literal["kernel", "user"]
+Stamps = Literal["kernel", "user", "engine"]
 Verdict = Literal["valid", "partial", "invalid"]
+
+
+class ModelFile(Struct, frozen=True, omit_defaults=True):
+    """One file of a model. ``sha256`` is ``None`` where it was too large to hash."""
+
+    name: str
+    bytes: int
+    sha256: str | None = None
+
+
+class Provenance(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a target turned out to be, once it ran. What nobody said is ``None`` or empty.
+
+    ``versions`` are those of the libraries behind it. ``load_s`` is how long the engine took to
+    load (a managed server: to be ready), ``first_token_s`` how long the first token of the first
+    reply took after that, cold. ``weights_bytes`` is the size of the weights in memory.
+    ``greedy`` holds the tokens of its greedy replies to the fixed prompts, for the agreement.
+    """
+
+    engine: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    device: str | None = None
+    load_s: float | None = None
+    first_token_s: float | None = None
+    weights_bytes: int | None = None
+    files: list[ModelFile] = field(default_factory=list)
+    revision: str | None = None
+    greedy: list[list[str]] = field(default_factory=list)
 
 
 class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing to measure: an endpoint, or an engine that llmbench starts.
 
-    ``spec`` is what the user wrote. ``url`` is the API's base, such as ``http://host:8000/v1``; an
-    engine's is filled in when it runs. ``key_env`` names the variable that holds the API key: the
-    key itself is never stored.
+    ``spec`` is what the user wrote. ``url`` is the API's base, such as ``http://host:8000/v1``;
+    that of a server which llmbench starts is filled in when it runs, and an engine that is called
+    in process has none. ``key_env`` names the variable that holds the API key: the key itself is
+    never stored. ``python`` is the interpreter to run the engine with. ``command``, ``health`` and
+    ``env`` are those of a server with a command line of its own. ``provenance`` is filled in when
+    the target runs.
     """
 
     spec: str
@@ -40,7 +71,15 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
     key_env: str = "OPENAI_API_KEY"
     ca_file: str = ""
     quantization: str | None = None
+    dtype: str | None = None
+    device: str | None = None
     threads: int | None = None
+    max_model_len: int | None = None
+    python: str = ""
+    command: list[str] = field(default_factory=list)
+    health: str = ""
+    env: dict[str, str] = field(default_factory=dict)
+    provenance: Provenance | None = None
 
 
 class Load(Struct, frozen=True, kw_only=True):
@@ -48,7 +87,8 @@ class Load(Struct, frozen=True, kw_only=True):
 
     The cell ends when ``requests`` have been measured or, where ``duration_s`` is set, when the
     window is that old. ``warmup`` requests come before the window and are never counted.
-    ``prompt_tokens`` and ``output_tokens`` are the lengths asked for.
+    ``prompt_tokens`` and ``output_tokens`` are the lengths asked for. With a ``batch_size`` the
+    requests go out as static batches of that size, which is then the concurrency too.
     """
 
     concurrency: int
@@ -57,6 +97,7 @@ class Load(Struct, frozen=True, kw_only=True):
     requests: int
     duration_s: float | None
     warmup: int
+    batch_size: int | None = None
 
 
 class Health(Struct, frozen=True, kw_only=True):
@@ -84,12 +125,20 @@ class Calibration(Struct, frozen=True, kw_only=True):
     itl_error_ms: dict[str, float]
 
 
+class ServerTime(Struct, frozen=True):
+    """What a server's own counters say of one stage in one cell: seconds, over so many requests."""
+
+    seconds: float
+    requests: float
+
+
 class CellFacts(Struct, frozen=True, kw_only=True):
     """What is known of a cell beside its requests: the plan, the server's answers, how it ended.
 
-    ``target`` is an index into the sweep's targets, ``stored`` how many requests were written down.
-    ``unmeasured`` says why there are no requests,
-    ``stopped`` why there are fewer than planned; both are empty for a cell that ran its course.
+    ``target`` is an index into the sweep's targets, ``stored`` how many requests were written
+    down. ``unmeasured`` says why there are no requests, ``stopped`` why there are fewer than planned;
+    both are empty for a cell that ran its course. ``memory_bytes`` is what the engine's processes held
+    when it ended; ``server_times`` are by stage, from the server's metrics before and after.
     """
 
     cell: int
@@ -105,6 +154,8 @@ class CellFacts(Struct, frozen=True, kw_only=True):
     stored: int | None = None
     unmeasured: str = ""
     stopped: str = ""
+    memory_bytes: int | None = None
+    server_times: dict[str, ServerTime] = field(default_factory=dict)
     health: Health | None = None
     calibration: Calibration | None = None
 
@@ -213,7 +264,10 @@ class Usage(Struct, frozen=True, gc=False):
 
 
 class Event(Struct, frozen=True, gc=False):
-    """One decoded event. ``tokens`` is how many tokens it carries, where its own ids tell."""
+    """One decoded event. ``tokens`` is how many tokens it carries, where its own ids tell.
+
+    ``timings`` is where the server says that the reply's time went, in llama.cpp's words.
+    """
 
     kind: int
     text: str = ""
@@ -221,6 +275,7 @@ class Event(Struct, frozen=True, gc=False):
     usage: Usage | None = None
     finish: str = ""
     error: str = ""
+    timings: dict[str, Any] | None = None
 
 
 class Timeline(Struct, frozen=True, kw_only=True):
@@ -231,7 +286,7 @@ class Timeline(Struct, frozen=True, kw_only=True):
     event that had a read to itself. ``lag_ns`` is how late the event's read was.
     ``running_tokens`` is the server's running count of output tokens at each event, where it keeps
     one, and ``token_ids`` how many ids its events carried. ``failure`` names the kind of failure,
-    and is empty for a good reply.
+    and is empty for a good reply. ``stages_ms`` is where the server says that the time went.
     """
 
     first_event_ns: int | None = None
@@ -244,6 +299,7 @@ class Timeline(Struct, frozen=True, kw_only=True):
     chars: int = 0
     usage: Usage = Usage()
     finish: str = ""
+    stages_ms: dict[str, float] = field(default_factory=dict)
     failure: str = ""
     detail: str = ""
 
@@ -372,6 +428,15 @@ class Cell(Struct, kw_only=True):
     cached_share: float | None = None
     cache: str | None = None
     connect_ms: dict[str, Block] | None = None
+    batch_size: int | None = None
+    device: str | None = None
+    disk_mb: float | None = None
+    memory_mb: float | None = None
+    load_s: float | None = None
+    first_token_s: float | None = None
+    agreement: float | None = None
+    stages_ms: dict[str, float] | None = None
+    stages_source: str | None = None
     ruler: Ruler = field(default_factory=Ruler)
     verdict: Verdict = "valid"
     reasons: list[str] = field(default_factory=list)

@@ -34,6 +34,7 @@ class _Chunk(Struct, gc=False):
     usage: Usage | None = None
     error: Any = None
     object: Any = None
+    timings: Any = None
 
 
 _DECODER = msgspec.json.Decoder(_Chunk)
@@ -82,7 +83,8 @@ def _event(chunk: _Chunk) -> Event:
             tokens = len(choice.token_ids)
     if chunk.usage is not None:
         kind |= Kind.USAGE
-    return Event(kind, text, tokens, chunk.usage, finish)
+    timings = chunk.timings if isinstance(chunk.timings, dict) else None
+    return Event(kind, text, tokens, chunk.usage, finish, timings=timings)
 
 
 def _delta(delta: _Delta) -> tuple[int, str]:

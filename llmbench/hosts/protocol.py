@@ -26,7 +26,7 @@ from time import monotonic, monotonic_ns
 from typing import Any, Protocol
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818 - it is the engine that refuses
     """The engine cannot do what was asked: one line that says what is wrong and what is right."""
 
 

@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ def decode(
     content, running = array("q"), array("q")  # the content events' reads; tokens so far
     first_answer_ns = None
     chars = seen = ids = 0
-    usage, finish, error = Usage(), "", ""
+    usage, timings, finish, error = Usage(), None, "", ""
     for read, event in zip(read_of, decode_events(events), strict=True):
         kind = event.kind
         seen |= kind
@@ -47,6 +48,7 @@ def decode(
             content.append(read)
             running.append(ids or usage.completion_tokens or 0)
             chars += len(event.text)
+        timings = event.timings or timings
         finish = event.finish or finish
         error = error or event.error
     at = _ints(content)
@@ -63,9 +65,27 @@ def decode(
         chars=chars,
         usage=usage,
         finish=finish,
+        stages_ms=_stages_ms(timings or {}),
         failure=failure,
         detail=detail,
     )
+
+
+_STAGES = {
+    "tokenize_ms": "tokenize",
+    "queue_ms": "queue",
+    "prompt_ms": "prefill",
+    "predicted_ms": "decode",
+}
+
+
+def _stages_ms(timings: dict[str, Any]) -> dict[str, float]:
+    """The stages that ``timings`` knows of, by our names for them."""
+    return {
+        stage: float(timings[name])
+        for name, stage in _STAGES.items()
+        if isinstance(timings.get(name), int | float)
+    }
 
 
 def _ints(values: Sequence[int]) -> NDArray[np.int64]:
