@@ -136,9 +136,10 @@ class CellFacts(Struct, frozen=True, kw_only=True):
     """What is known of a cell beside its requests: the plan, the server's answers, how it ended.
 
     ``target`` is an index into the sweep's targets, ``stored`` how many requests were written
-    down. ``unmeasured`` says why there are no requests, ``stopped`` why there are fewer than planned;
-    both are empty for a cell that ran its course. ``memory_bytes`` is what the engine's processes held
-    when it ended; ``server_times`` are by stage, from the server's metrics before and after.
+    down. ``unmeasured`` says why there are no requests, ``stopped`` why there are fewer than
+    planned; both are empty for a cell that ran its course. ``memory_bytes`` is what the engine's
+    processes held when it ended; ``server_times`` are by stage, from the server's metrics before
+    and after.
     """
 
     cell: int
@@ -312,6 +313,7 @@ class RequestMetrics(Struct, frozen=True, kw_only=True):
     """
 
     phase: Phase
+    index: int = 0
     sent_ns: int
     end_ns: int
     send_ns: int

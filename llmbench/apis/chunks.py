@@ -21,12 +21,15 @@ class _Delta(Struct, gc=False):
 
 
 class _Choice(Struct, gc=False):
-    """Chat puts what it says into ``delta``, completions into ``text``."""
+    """Chat puts what it says into ``delta``, completions into ``text``. Tokens without a text (an
+    end token, half a character) show in ``token_ids``, or in the ``token_count`` of an engine in
+    process."""
 
     delta: _Delta | None = None
     text: str | None = None
     finish_reason: str | None = None
     token_ids: list[int] | None = None
+    token_count: int | None = None
 
 
 class _Chunk(Struct, gc=False):
@@ -81,6 +84,10 @@ def _event(chunk: _Chunk) -> Event:
             finish = choice.finish_reason
         if choice.token_ids is not None:
             tokens = len(choice.token_ids)
+        elif choice.token_count is not None:
+            tokens = choice.token_count
+        if tokens and not kind & Kind.GENERATED:
+            kind |= Kind.ANSWER
     if chunk.usage is not None:
         kind |= Kind.USAGE
     timings = chunk.timings if isinstance(chunk.timings, dict) else None

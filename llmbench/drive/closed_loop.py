@@ -50,8 +50,8 @@ class ClosedLoop:
     async def run(self, clock: Clock) -> Health:
         """Run the streams until the cell is over; how this process fared meanwhile."""
         tasks = [asyncio.create_task(self._stream(number)) for number in self._streams]
-        watch = asyncio.create_task(_watch_clock(clock))
-        with _no_collection():
+        watch = asyncio.create_task(watch_clock(clock))
+        with no_collection():
             health = HealthWatch(clock)
             while not self.board.over:
                 await asyncio.sleep(LOOK_S)
@@ -82,7 +82,7 @@ class ClosedLoop:
                 return
             failed = bool(trace.error) or trace.status != 200
             if self.board.ended(phase, failed):
-                self.interrupt(_hopeless(trace))
+                self.interrupt(hopeless(trace))
             if failed:
                 await asyncio.sleep(PAUSE_AFTER_FAILURE_S)
 
@@ -94,20 +94,20 @@ class ClosedLoop:
             raise
 
 
-def _hopeless(last: Trace) -> str:
+def hopeless(last: Trace) -> str:
     kind = last.error or f"http-{last.status}"
     words = f": {last.detail}" if last.detail else ""
     return f"stopped after {FAILURES_IN_A_ROW} failures in a row ({kind}{words})"
 
 
-async def _watch_clock(clock: Clock) -> None:
+async def watch_clock(clock: Clock) -> None:
     while True:
         await asyncio.sleep(1)
         clock.resample()
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Keep the garbage collector out of the cell: what is alive stays, what comes is acyclic."""
     gc.collect()
     gc.freeze()

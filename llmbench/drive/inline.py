@@ -2,28 +2,46 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from llmbench.drive.batches import Batches
 from llmbench.drive.board import Board
+from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
 from llmbench.drive.closed_loop import ClosedLoop
+from llmbench.drive.engine_client import EngineClient
 from llmbench.drive.job import Job
 from llmbench.drive.spool import Spool
 from llmbench.records import Health, Trace
 
+if TYPE_CHECKING:
+    from llmbench.engines.hosted import HostedEngine
+
 
 class Inline:
-    """One cell, in one process; ``workers.Workers`` is the same in several."""
+    """One cell, in one process; ``workers.Workers`` is the same in several. ``hosted`` is the
+    engine that is called in place of a server."""
 
-    def __init__(self, job: Job, folder: Path, clock: Clock) -> None:
+    def __init__(
+        self, job: Job, folder: Path, clock: Clock, hosted: "HostedEngine | None" = None
+    ) -> None:
         self.load = job.facts.load
         self.board = Board(self.load)
         self._job = job
         self._clock = clock
-        self._client = job.client(clock)
         self._spool = Spool(folder)
-        self._loop = ClosedLoop(
-            self.load, self._client, job.make_call, self._spool, self.board, job.streams
-        )
+        self._client: Client
+        self._loop: ClosedLoop | Batches
+        if hosted is None:
+            self._client = job.client(clock)
+        else:
+            self._client = EngineClient(hosted, job.target.api, job.timeout_s, clock)
+        if isinstance(self._client, EngineClient) and self.load.batch_size:
+            self._loop = Batches(self.load, self._client, job.make_call, self._spool, self.board)
+        else:
+            self._loop = ClosedLoop(
+                self.load, self._client, job.make_call, self._spool, self.board, job.streams
+            )
 
     @property
     def stopped(self) -> str:

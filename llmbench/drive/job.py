@@ -32,7 +32,7 @@ class Job(Struct, frozen=True, kw_only=True):
     def make_call(self, index: int, stream: int, phase: Phase) -> Call:
         """Encode one request, with a nonce of its own."""
         cell, api = self.facts.cell, APIS[self.target.api]
-        prompt = f"{prompts.nonce(self.salt, cell, index)} {prompts.passage(self.words)}"
+        prompt = prompts.prompt(self.salt, cell, index, self.words)
         body = api.encode(self.target.model, prompt, self.facts.load.output_tokens, self.dialect)
         return Call(cell, index, stream, phase, f"llmbench-{self.salt}-{cell}-{index}", body)
 

@@ -3,13 +3,15 @@
 Nothing here is timed, so aiohttp does it. Every failure is one line that names the target.
 """
 
+import time
 from array import array
+from collections.abc import Awaitable, Callable
 
 import aiohttp
 import msgspec
 from msgspec import Struct
 
-from llmbench.apis import APIS
+from llmbench.apis import APIS, sse
 from llmbench.apis.chunks import error_message
 from llmbench.apis.dialect import DIALECTS, Dialect
 from llmbench.drive.aiohttp_client import failure, session
@@ -17,18 +19,11 @@ from llmbench.drive.endpoint import Endpoint
 from llmbench.errors import Unmeasurable, UserError
 from llmbench.measure.timeline import decode
 from llmbench.plan import prompts
-from llmbench.records import Reads, Target, Timeline, Trace
+from llmbench.records import Kind, Reads, Target, Timeline, Trace
 
 PROBE_TIMEOUT_S = 120.0
 MOST_GUESSES = 12
 LENGTH_TOLERANCE = 0.02
-
-
-class Reply(Struct, frozen=True):
-    """A probe's reply: what it said, and who said it."""
-
-    timeline: Timeline
-    server: str
 
 
 class Fit(Struct, frozen=True):
@@ -56,6 +51,7 @@ class Probe:
         self.model = target.model
         self.dialect = DIALECTS[0]
         self.server = ""
+        self.first_byte_s: float | None = None  # of the first reply, when nothing was warm
 
     async def __aenter__(self) -> "Probe":
         self._session = session(self._endpoint, self._timeout_s, one_shot=True)
@@ -92,7 +88,7 @@ class Probe:
         problem: Unmeasurable | None = None
         for self.dialect in DIALECTS:
             try:
-                await self.ask(words=8, output_tokens=2)
+                await self.ask(self._prompt(8), output_tokens=2)
             except _BadRequest as refusal:
                 problem = refusal
             else:
@@ -102,33 +98,39 @@ class Probe:
 
     async def fit_prompt(self, wanted: int) -> Fit:
         """A prompt that the server counts as ``wanted`` tokens, template and nonce included."""
-        fit = prompts.LengthFit(wanted)
-        for _ in range(MOST_GUESSES):
-            words = fit.guess()
-            if words is None:
-                break
-            reply = await self.ask(words=words, output_tokens=1)
-            tokens = reply.timeline.usage.prompt_tokens
-            if tokens is None:
-                return Fit(round(wanted * 0.75), None)
-            fit.add(words, tokens)
-        words, tokens = fit.best
-        if abs(tokens - wanted) > max(LENGTH_TOLERANCE * wanted, 2):
-            raise self._unmeasurable(
-                f"no prompt of {wanted} tokens can be made: the nearest that the server counts has "
-                f"{tokens} (its chat template included)"
-            )
-        return Fit(words, tokens)
+        return await fit(self._target.name, wanted, self._count)
 
-    async def ask(self, *, words: int, output_tokens: int) -> Reply:
-        """One request, its reply decoded. Raises ``Unmeasurable`` for anything but a good one."""
+    async def _count(self, words: int) -> int | None:
+        timeline = await self.ask(self._prompt(words), output_tokens=1)
+        return timeline.usage.prompt_tokens
+
+    async def greedy(self, prompt: str, output_tokens: int) -> list[str]:
+        """The tokens of a greedy reply to ``prompt``, each as its text."""
+        trace = await self._exchange(prompt, output_tokens)
+        events = self._api.decode(sse.parse(trace.body))
+        return [event.text for event in events if event.kind & Kind.GENERATED]
+
+    def _prompt(self, words: int) -> str:
         self._asked += 1
-        prompt = f"{prompts.nonce(self._salt, -1, self._asked)} {prompts.passage(words)}"
+        return prompts.prompt(self._salt, -1, self._asked, words)
+
+    async def ask(self, prompt: str, *, output_tokens: int) -> Timeline:
+        """One request, its reply decoded. Raises ``Unmeasurable`` for anything but a good one."""
+        timeline = decode(await self._exchange(prompt, output_tokens), self._api.decode)
+        if timeline.failure and timeline.failure != "empty":
+            raise self._unmeasurable(f"{self._url}: {timeline.detail}")
+        return timeline
+
+    async def _exchange(self, prompt: str, output_tokens: int) -> Trace:
+        began_s = time.monotonic()
         body = self._api.encode(self.model, prompt, output_tokens, self.dialect)
-        url = self._endpoint.url + self._api.path
+        url = self._url
         try:
             async with self._session.post(url, data=body, allow_redirects=False) as reply:
-                content = self._endpoint.redacted(await reply.read())
+                first = await reply.content.readany()
+                if self.first_byte_s is None:
+                    self.first_byte_s = time.monotonic() - began_s
+                content = self._endpoint.redacted(first + await reply.read())
         except (aiohttp.ClientError, OSError) as problem:
             raise self._unreachable(problem) from None
         if reply.status in (400, 422):
@@ -140,12 +142,12 @@ class Probe:
             raise self._unmeasurable(
                 self._refusal(reply.status, content, reply.headers.get("Retry-After"))
             )
-        trace = _as_trace(reply.status, dict(reply.headers), content)
-        timeline = decode(trace, self._api.decode)
-        if timeline.failure and timeline.failure != "empty":
-            raise self._unmeasurable(f"{url}: {timeline.detail}")
         self.server = reply.headers.get("Server", "")
-        return Reply(timeline, self.server)
+        return _as_trace(reply.status, dict(reply.headers), content)
+
+    @property
+    def _url(self) -> str:
+        return self._endpoint.url + self._api.path
 
     def _refusal(self, status: int, body: bytes, retry_after: str | None = None) -> str:
         said = error_message(body)
@@ -166,6 +168,27 @@ class Probe:
         kind, detail = failure(problem, replying=False)
         what = "cannot reach" if kind in ("connect", "dns", "tls") else "no reply from"
         return self._unmeasurable(f"{what} {self._endpoint.url} ({kind}: {detail})")
+
+
+async def fit(name: str, wanted: int, count: Callable[[int], Awaitable[int | None]]) -> Fit:
+    """How many words make a prompt of ``wanted`` tokens for the target ``name``, where ``count``
+    says how many tokens so many words are. Raises ``Unmeasurable`` where none do."""
+    search = prompts.LengthFit(wanted)
+    for _ in range(MOST_GUESSES):
+        words = search.guess()
+        if words is None:
+            break
+        tokens = await count(words)
+        if tokens is None:
+            return Fit(round(wanted * 0.75), None)
+        search.add(words, tokens)
+    words, tokens = search.best
+    if abs(tokens - wanted) > max(LENGTH_TOLERANCE * wanted, 2):
+        raise Unmeasurable(
+            f"{name}: no prompt of {wanted} tokens can be made: the nearest that the server counts "
+            f"has {tokens} (its chat template included)"
+        )
+    return Fit(words, tokens)
 
 
 class _BadRequest(Unmeasurable):

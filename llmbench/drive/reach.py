@@ -1,32 +1,54 @@
 """Target → something that answers: start its engine if it has one, and find out how to ask it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from llmbench.apis.dialect import Dialect
+from llmbench.apis.dialect import DIALECTS, Dialect
 from llmbench.drive.endpoint import Endpoint, endpoint
-from llmbench.drive.probe import Probe
-from llmbench.records import CellFacts, Load, Target
+from llmbench.drive.probe import Fit, Probe, fit
+from llmbench.errors import Unmeasurable
+from llmbench.plan import prompts
+from llmbench.records import CellFacts, Load, Provenance, Target
+
+if TYPE_CHECKING:
+    from llmbench.engines.hosted import HostedEngine
+    from llmbench.engines.process import EngineProcess
+
+T = TypeVar("T")
+
+
+class Asker(Protocol):
+    """Asks a target what must be known of it before it is timed."""
+
+    async def fit_prompt(self, wanted: int) -> Fit:
+        """A prompt that the target counts as ``wanted`` tokens, template and nonce included."""
+
+    async def greedy(self, prompt: str, output_tokens: int) -> list[str]:
+        """The tokens of a greedy reply to ``prompt``, each as its text."""
 
 
 class Reached(Struct, frozen=True):
-    """A target that answers. ``engine`` is what the server or engine calls itself."""
+    """A target that answers. ``endpoint`` is where, and ``hosted`` the engine that is called in its
+    place; ``process`` is that of an engine that llmbench started."""
 
     target: Target
-    endpoint: Endpoint
+    endpoint: Endpoint | None
     dialect: Dialect
-    engine: str
-    probe: Probe
+    ask: Asker
+    hosted: "HostedEngine | None"
+    process: "EngineProcess | None"
 
     def facts(self, plan: CellFacts) -> CellFacts:
         """``plan`` with what is now known of its target."""
+        provenance = self.target.provenance
         return msgspec.structs.replace(
             plan,
-            engine=self.engine,
+            engine=provenance.engine if provenance else "",
             model=self.target.model,
             dialect=self.dialect.name,
             exact_length=self.dialect.exact_length,
@@ -46,21 +68,59 @@ async def reach(
     """Reach ``target`` for as long as entered. Raises ``Unmeasurable`` with one line that says why
     not, and ``UserError`` where only the user can say how."""
     async with AsyncExitStack() as stack:
-        engine = ""
+        process = None
         if target.engine:
             from llmbench.engines import running
 
-            target, engine = await stack.enter_async_context(
-                running(target, loads, folder, progress)
-            )
+            engine = await stack.enter_async_context(running(target, loads, folder, progress))
+            target, process = engine.target, engine.process
+            if engine.hosted is not None:
+                ask = HostedAsker(target, engine.hosted, salt)
+                yield Reached(target, None, DIALECTS[0], ask, engine.hosted, process)
+                return
         where = endpoint(target)
         probe = await stack.enter_async_context(Probe(target, where, salt, timeout_s))
         model = await probe.find_model()
         dialect = await probe.find_dialect()
-        yield Reached(
-            target=msgspec.structs.replace(target, model=model),
-            endpoint=where,
-            dialect=dialect,
-            engine=engine or probe.server,
-            probe=probe,
+        known = msgspec.structs.replace(target, model=model, provenance=_provenance(target, probe))
+        yield Reached(known, where, dialect, probe, None, process)
+
+
+def _provenance(target: Target, probe: Probe) -> Provenance:
+    """What is known of the target by now. A first reply is cold only of a server just started."""
+    before = target.provenance or Provenance()
+    return msgspec.structs.replace(
+        before,
+        engine=before.engine or probe.server,
+        first_token_s=probe.first_byte_s if target.engine else None,
+    )
+
+
+class HostedAsker:
+    """Asks an engine that is called in process."""
+
+    def __init__(self, target: Target, engine: "HostedEngine", salt: str) -> None:
+        self._target = target
+        self._engine = engine
+        self._salt = salt
+
+    async def fit_prompt(self, wanted: int) -> Fit:
+        async def count(words: int) -> int:
+            prompt = prompts.prompt(self._salt, -1, words, words)
+            return await self._engine.count(self._target.api, prompt)
+
+        return await self._heard(fit(self._target.name, wanted, count))
+
+    async def greedy(self, prompt: str, output_tokens: int) -> list[str]:
+        (answer,) = await self._heard(
+            self._engine.generate(self._target.api, [prompt], output_tokens)
         )
+        if answer.error:
+            raise Unmeasurable(f"{self._target.name}: {answer.error}")
+        return [text for _, _, text in answer.events]
+
+    async def _heard(self, asked: Awaitable[T]) -> T:
+        try:
+            return await asked
+        except ConnectionError as problem:
+            raise Unmeasurable(f"{self._target.name}: {problem}") from None

@@ -9,17 +9,20 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from llmbench.apis.prometheus import difference
 from llmbench.drive.board import Board
 from llmbench.drive.clock import Clock
 from llmbench.drive.inline import Inline
 from llmbench.drive.job import Job
 from llmbench.drive.reach import Reached, reach
+from llmbench.drive.scrape import scrape
 from llmbench.drive.workers import Workers, how_many
 from llmbench.errors import Unmeasurable
 from llmbench.host import raise_file_limit
-from llmbench.measure.cell import judged, measure_cell
+from llmbench.measure.cell import measure_cell, report_cells
 from llmbench.plan.grid import grid
-from llmbench.records import Cell, CellFacts, Health, Load, Target, Trace
+from llmbench.plan.prompts import AGREEMENT_TOKENS, agreement_prompts
+from llmbench.records import Cell, CellFacts, Health, Load, ServerTime, Target, Trace
 from llmbench.store import RunDirectory, StoreError
 
 REFRESH_S = 0.5
@@ -92,7 +95,8 @@ class SweepRun:
     @property
     def cells(self) -> list[Cell]:
         """The rows so far, with their verdicts."""
-        return list(map(judged, self._measured, self._directory.run.cells))
+        run = self._directory.run
+        return report_cells(run.targets, run.cells, self._measured)
 
     def run(self) -> None:
         """Run every cell; Ctrl-C ends the run in good order. Raises ``UserError``."""
@@ -143,7 +147,7 @@ class SweepRun:
                 folder=self._directory.path,
                 progress=self._view.live,
             ) as reached:
-                self._directory.run.targets[number] = reached.target
+                self._directory.run.targets[number] = await self._with_agreement(reached)
                 for _, same in groupby(plans, key=lambda plan: plan.load.prompt_tokens):
                     await self._measure_length(reached, list(same))
                     if self.interrupted:
@@ -155,7 +159,7 @@ class SweepRun:
         """Run the cells that share a prompt length."""
         load = plans[0].load
         try:
-            fit = await reached.probe.fit_prompt(load.prompt_tokens)
+            fit = await reached.ask.fit_prompt(load.prompt_tokens)
         except Unmeasurable as problem:
             self._skip([reached.facts(plan) for plan in plans], reached.target, problem)
             return
@@ -164,8 +168,47 @@ class SweepRun:
             if self.interrupted:
                 return
 
+    async def _with_agreement(self, reached: Reached) -> Target:
+        """The target with its greedy replies to the fixed prompts, where they are wanted."""
+        provenance = reached.target.provenance
+        if not self._sweep.agreement or provenance is None:
+            return reached.target
+        self._view.say(f"asking {reached.target.name} for its greedy replies")
+        greedy = [
+            await reached.ask.greedy(prompt, AGREEMENT_TOKENS) for prompt in agreement_prompts()
+        ]
+        return replace(reached.target, provenance=replace(provenance, greedy=greedy))
+
     async def _measure_cell(self, reached: Reached, facts: CellFacts, words: int) -> None:
-        concurrency = facts.load.concurrency
+        runner, workers = self._runner(reached, facts, words)
+        label = f"cell {facts.cell + 1}/{len(grid(self._sweep))}, {reached.target.name}"
+        watch = asyncio.create_task(self._watch(label, runner))
+        self._running = runner
+        try:
+            before = await self._server_times(reached)
+            health = await runner.run()
+            facts = replace(
+                facts,
+                workers=workers,
+                stopped=runner.stopped,
+                health=health,
+                memory_bytes=reached.process.memory_bytes() if reached.process else None,
+                server_times=difference(before, await self._server_times(reached)),
+            )
+            self._keep(facts, reached.target, runner.traces)
+        except OSError as problem:
+            raise StoreError(
+                f"{self._directory.path}: {problem.strerror}; the cells before this one are safe"
+            ) from None
+        finally:
+            self._running = None
+            watch.cancel()
+            self._view.cell_over()
+            runner.close()
+
+    def _runner(self, reached: Reached, facts: CellFacts, words: int) -> tuple[Runner, int]:
+        """What runs a cell, and in how many processes."""
+        concurrency, folder = facts.load.concurrency, self._directory.path
         job = Job(
             facts=facts,
             target=reached.target,
@@ -175,31 +218,13 @@ class SweepRun:
             timeout_s=self._sweep.timeout,
             streams=list(range(concurrency)),
         )
-        folder, workers = self._directory.path, how_many(self._sweep.workers, concurrency)
-        runner: Runner
-        if workers > 1:
-            runner = Workers(job, workers, folder, self._clock.zero_ns)
-        else:
-            runner = Inline(job, folder, self._clock)
-        total = (
-            len(self._sweep.loads()) * len(self._sweep.client) * len(self._directory.run.targets)
-        )
-        label = f"cell {facts.cell + 1}/{total}, {reached.target.name}"
-        watch = asyncio.create_task(self._watch(label, runner))
-        self._running = runner
-        try:
-            health = await runner.run()
-            facts = replace(facts, workers=workers, stopped=runner.stopped, health=health)
-            self._keep(facts, reached.target, runner.traces)
-        except OSError as problem:
-            raise StoreError(
-                f"{folder}: {problem.strerror}; the cells before this one are safe"
-            ) from None
-        finally:
-            self._running = None
-            watch.cancel()
-            self._view.cell_over()
-            runner.close()
+        workers = how_many(self._sweep.workers, concurrency)
+        if reached.hosted is None and workers > 1:
+            return Workers(job, workers, folder, self._clock.zero_ns), workers
+        return Inline(job, folder, self._clock, reached.hosted), 1
+
+    async def _server_times(self, reached: Reached) -> dict[str, ServerTime]:
+        return await scrape(reached.endpoint) if reached.endpoint is not None else {}
 
     async def _watch(self, label: str, runner: Runner) -> None:
         while self._view.live:

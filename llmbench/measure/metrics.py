@@ -14,6 +14,7 @@ def measure(trace: Trace, timeline: Timeline) -> RequestMetrics:
     decode_s = last_s - first_s if first_s is not None and last_s is not None else 0.0
     return RequestMetrics(
         phase=trace.phase,
+        index=trace.index,
         sent_ns=trace.sent_ns,
         end_ns=trace.sent_ns + trace.end_ns,
         send_ns=trace.send_ns,

@@ -29,7 +29,8 @@ def from_evidence(good: Sequence[RequestMetrics]) -> Ruler:
     ruler = Ruler()
     if not good:
         return ruler
-    ruler.stamps = "kernel" if all(each.stamps == "kernel" for each in good) else "user"
+    stamps = {each.stamps for each in good}
+    ruler.stamps = stamps.pop() if len(stamps) == 1 else "user"
     shared = np.concatenate([_array(each.timeline.slack_ns) for each in good])
     ruler.coalesced_share = float((shared > 0).mean())
     if ruler.stamps != "kernel":

@@ -8,6 +8,7 @@ import numpy as np
 from llmbench.measure import gaps as gap
 from llmbench.measure import statistics as stats
 from llmbench.measure.ruler import from_evidence
+from llmbench.measure.stages import stages
 from llmbench.measure.statistics import Floats
 from llmbench.measure.steady import drift
 from llmbench.records import (
@@ -15,6 +16,7 @@ from llmbench.records import (
     Cell,
     CellFacts,
     Counts,
+    Provenance,
     Range,
     RequestMetrics,
     Target,
@@ -44,11 +46,15 @@ def summarize(target: Target, facts: CellFacts, requests: Sequence[RequestMetric
         _lengths(cell, good)
         _latencies(cell, good)
         _gaps(cell, good)
+        if told := stages(good, facts):
+            cell.stages_ms, cell.stages_source = told
         _rates(cell, requests, measured)
     return cell
 
 
 def _empty_cell(target: Target, facts: CellFacts) -> Cell:
+    provenance = target.provenance or Provenance()
+    sizes = [file.bytes for file in provenance.files]
     return Cell(
         target=target.name,
         engine=facts.engine or None,
@@ -60,6 +66,12 @@ def _empty_cell(target: Target, facts: CellFacts) -> Cell:
         request_rate=None,
         prompt_tokens=facts.load.prompt_tokens,
         output_tokens=facts.load.output_tokens,
+        batch_size=facts.load.batch_size,
+        device=provenance.device,
+        disk_mb=sum(sizes) / 1e6 if sizes else None,
+        memory_mb=facts.memory_bytes / 1e6 if facts.memory_bytes is not None else None,
+        load_s=provenance.load_s,
+        first_token_s=provenance.first_token_s,
         requests=Counts(),
     )
 
@@ -125,10 +137,9 @@ def _quantile_with_interval(
 
 def _latencies(cell: Cell, good: Sequence[RequestMetrics]) -> None:
     lost = cell.requests.failed
+    batches = _batches(cell, good)
     for name in ("ttfr", "ttft", "ttfat", "e2e", "tpot"):
-        seconds = [getattr(each, f"{name}_s") for each in good]
-        known = np.array([each for each in seconds if each is not None])
-        setattr(cell, f"{name}_ms", block(known * MS, lost=lost) if len(known) else None)
+        setattr(cell, f"{name}_ms", _latency_block(good, f"{name}_s", lost, batches))
     in_order = sorted((each.sent_ns, each.ttft_s) for each in good if each.ttft_s is not None)
     cell.ttft_drift = drift([ttft_s for _, ttft_s in in_order])
     rates = np.array([1 / each.tpot_s for each in good if each.tpot_s])
@@ -136,6 +147,25 @@ def _latencies(cell: Cell, good: Sequence[RequestMetrics]) -> None:
     whole = np.array([each.tokens / each.e2e_s for each in good if each.e2e_s])
     cell.otps_end_to_end = block(whole, lost=lost, slow_side_low=True) if len(whole) else None
     _withhold_token_rates(cell, good)
+
+
+def _latency_block(
+    good: Sequence[RequestMetrics], name: str, lost: int, batches: stats.Ints | None
+) -> Block | None:
+    seconds = [getattr(each, name) for each in good]
+    known = np.array([each for each in seconds if each is not None])
+    if not len(known):
+        return None
+    return block(known * MS, lost=lost, clusters=batches if len(known) == len(good) else None)
+
+
+def _batches(cell: Cell, good: Sequence[RequestMetrics]) -> stats.Ints | None:
+    """The static batch of each request, where there are any: its requests share their fate, and
+    are worth little more than one sample."""
+    if cell.batch_size is None or not good:
+        return None
+    numbers = np.array([each.index // cell.batch_size for each in good])
+    return np.asarray(numbers - numbers.min(), dtype=np.int64)
 
 
 def _withhold_token_rates(cell: Cell, good: Sequence[RequestMetrics]) -> None:

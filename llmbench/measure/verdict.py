@@ -65,6 +65,8 @@ def _underloaded(cell: Cell, facts: CellFacts) -> str:
     asked = facts.load.concurrency
     if facts.stopped or cell.requests.failed or cell.in_flight is None:
         return ""  # what fails is counted as failed; the load that it leaves out is its doing
+    if facts.load.batch_size:
+        return ""  # between two batches nothing is in flight
     if abs(cell.in_flight - asked) <= LOAD_TOLERANCE * asked:
         return ""
     return (

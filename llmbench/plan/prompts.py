@@ -11,6 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 DEFAULT_TEXT = "lighthouse"
+AGREEMENT_TOKENS = 32
 _GROUPS = 4
 _FIRST_GUESS_WORDS = 200  # enough to learn how words become tokens, and cheap to ask
 _MOST_WORDS_PER_TOKEN = 4
@@ -21,6 +22,11 @@ def nonce(salt: str, cell: int, index: int) -> str:
     digest = blake2b(f"{salt}/{cell}/{index}".encode(), digest_size=8).digest()
     number = int.from_bytes(digest)
     return " ".join(f"{number // 1000**group % 1000:03}" for group in range(_GROUPS))
+
+
+def prompt(salt: str, cell: int, index: int, words: int) -> str:
+    """The prompt of one request: its nonce and ``words`` words."""
+    return f"{nonce(salt, cell, index)} {passage(words)}"
 
 
 @cache
@@ -34,11 +40,21 @@ def passage(words: int, name: str = DEFAULT_TEXT) -> str:
 @cache
 def load_text(name: str = DEFAULT_TEXT) -> tuple[str, ...]:
     """The words of one of the texts in ``prompts/``."""
+    return tuple(_file(name).read_text(encoding="utf-8").split())
+
+
+@cache
+def agreement_prompts() -> tuple[str, ...]:
+    """The fixed prompts on which the greedy replies of targets are compared, one a line."""
+    return tuple(_file("agreement").read_text(encoding="utf-8").splitlines())
+
+
+def _file(name: str) -> Path:
     package = Path(__file__).parents[1]
     for folder in (package / "prompts", package.parent / "prompts"):  # a wheel, a checkout
         path = folder / f"{name}.txt"
         if path.is_file():
-            return tuple(path.read_text(encoding="utf-8").split())
+            return path
     raise FileNotFoundError(f"prompts/{name}.txt is missing from this installation")
 
 

@@ -1,12 +1,20 @@
 """Cell* → text, in the format that was asked for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from llmbench.records import Cell
 from llmbench.report.table import render_markdown, render_table
 from llmbench.report.tabular import render_csv
 
-RENDERERS: dict[str, Callable[[Sequence[Cell]], str]] = {
+
+class Renderer(Protocol):
+    """Raises ``UserError`` where ``baseline`` is the name of no target."""
+
+    def __call__(self, cells: Sequence[Cell], baseline: str | None = None) -> str: ...
+
+
+RENDERERS: dict[str, Renderer] = {
     "table": render_table,
     "markdown": render_markdown,
     "csv": render_csv,

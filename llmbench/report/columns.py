@@ -5,39 +5,115 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llmbench.records import Block, Cell
+from llmbench.report import comparison
+from llmbench.report.comparison import Measure
 
 NOT_MEASURED = "—"
 NEVER = "∞"
+UNKNOWN = "?"
+BASE = "base"
 
 
 class Column(NamedTuple):
-    """``head`` is the title, its unit on a second line; ``text`` writes a cell's figure."""
+    """``head`` is the title, its unit on a second line; ``text`` writes a cell's figure.
+
+    ``measure`` is set where cells can be compared by it, and ``ratio`` where a column of ratios to
+    a baseline may stand beside it. Where there is no room for all columns, those with the highest
+    ``spare`` are left out first, and those without one never. ``words`` are no figures: they stand
+    at the left, of the table and of their column.
+    """
 
     head: str
     text: Callable[[Cell], str]
+    measure: Measure | None = None
+    ratio: bool = False
+    spare: int = 0
+    words: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.head.replace("\n", " ")
 
 
-def columns(cells: Sequence[Cell]) -> list[Column]:
-    """The columns for ``cells``: API, client and model only where they differ."""
-    chosen = [Column("target", lambda cell: cell.target)]
-    if len({cell.client for cell in cells}) > 1:
-        chosen.append(Column("client", lambda cell: cell.client))
-    if len({cell.api for cell in cells}) > 1:
-        chosen.append(Column("api", lambda cell: cell.api))
+def columns(cells: Sequence[Cell], baseline: str | None = None) -> list[Column]:
+    """The columns for ``cells``: what tells them apart, and what is known of them.
+
+    With several targets and a ``baseline``, three figures have a column of ratios beside them.
+    """
     return [
-        *chosen,
-        Column("conc.", lambda cell: str(cell.concurrency)),
-        Column("prompt\ntokens", _prompt),
-        Column("TTFT ms\np50", lambda cell: quantile(cell, cell.ttft_ms, "p50")),
-        Column("\np95", lambda cell: quantile(cell, cell.ttft_ms, "p95")),
-        Column("ITL ms\np50", lambda cell: quantile(cell, cell.itl_ms, "p50")),
-        Column("\np99", lambda cell: quantile(cell, cell.itl_ms, "p99")),
-        Column("ruler\n± ms", _error),
-        Column("tok/s\n/user", lambda cell: quantile(cell, cell.otps_per_user, "p50")),
-        Column("tok/s\ntotal", lambda cell: figure(cell, cell.otps)),
-        Column("req/s", lambda cell: figure(cell, cell.requests_per_s)),
-        Column("failed", _failed),
+        *_load_columns(cells),
+        *_figure_columns(cells, baseline),
+        *_size_columns(cells),
+        _failures(cells),
     ]
+
+
+def constant_prompt(cells: Sequence[Cell]) -> str | None:
+    """The prompt length of all cells, where a comparison need not repeat it in each row."""
+    lengths = {_prompt(cell) for cell in cells}
+    return lengths.pop() if len(lengths) == 1 and comparison.several_targets(cells) else None
+
+
+def _load_columns(cells: Sequence[Cell]) -> list[Column]:
+    """What tells the cells apart."""
+    chosen = [Column("target", lambda cell: cell.target, words=True)]
+    if len({cell.quantization for cell in cells}) > 1:
+        chosen.append(
+            Column("precision", lambda cell: cell.quantization or UNKNOWN, spare=2, words=True)
+        )
+    if len({cell.client for cell in cells}) > 1:
+        chosen.append(Column("client", lambda cell: cell.client, words=True))
+    if len({cell.api for cell in cells}) > 1:
+        chosen.append(Column("api", lambda cell: cell.api, words=True))
+    batched = [cell.batch_size is not None for cell in cells]
+    if not all(batched):
+        chosen.append(Column("conc.", _concurrency))
+    if any(batched):
+        chosen.append(Column("batch", lambda cell: str(cell.batch_size or "")))
+    if constant_prompt(cells) is None:
+        chosen.append(Column("prompt\ntokens", _prompt))
+    return chosen
+
+
+def _figure_columns(cells: Sequence[Cell], baseline: str | None) -> list[Column]:
+    chosen = []
+    for column in FIGURES:
+        chosen.append(column)
+        if baseline and column.ratio and comparison.several_targets(cells):
+            chosen.append(_ratios(cells, baseline, column))
+    return chosen
+
+
+def _ratios(cells: Sequence[Cell], baseline: str, beside: Column) -> Column:
+    measure = beside.measure
+    assert measure is not None
+    # A cell has no hash: it is known by its identity.
+    bases = {
+        id(cell): comparison.base_of(cell, group, baseline)
+        for group in comparison.grouped(cells)
+        for cell in group
+    }
+
+    def text(cell: Cell) -> str:
+        if cell.target == baseline and measure.of(cell) is not None:
+            return BASE
+        return times(comparison.ratio(cell, bases[id(cell)], measure))
+
+    return Column(beside.head.partition("\n")[0] + f"\n÷{BASE}", text, spare=1)
+
+
+def _size_columns(cells: Sequence[Cell]) -> list[Column]:
+    """What a target takes and how it answers, where targets can be compared by it."""
+    if not comparison.several_targets(cells):
+        return []
+    chosen = []
+    if len({cell.disk_mb for cell in cells}) > 1:
+        chosen.append(DISK)
+    if any(cell.memory_mb is not None for cell in cells):
+        chosen.append(MEMORY)
+    if any(cell.agreement is not None for cell in cells):
+        chosen.append(AGREES)
+    return chosen
 
 
 def quantile(cell: Cell, block: Block | None, name: str) -> str:
@@ -49,6 +125,10 @@ def figure(cell: Cell, value: float | None) -> str:
     """Three significant digits, as many as a latency deserves; no figure of an invalid cell."""
     if value is None or cell.verdict == "invalid":
         return NOT_MEASURED
+    return digits(value)
+
+
+def digits(value: float) -> str:
     if math.isinf(value):
         return NEVER
     if value >= 99.95:
@@ -58,8 +138,17 @@ def figure(cell: Cell, value: float | None) -> str:
     return f"{value:.2f}"
 
 
-def _error(cell: Cell) -> str:
-    """The most that the ruler can be off in a latency that the table shows, in milliseconds."""
+def times(value: float | None) -> str:
+    """A ratio: ``0.82×``."""
+    return NOT_MEASURED if value is None else f"{digits(value)}×"
+
+
+def _agreement(cell: Cell) -> str:
+    return NOT_MEASURED if cell.agreement is None else f"{cell.agreement:.1%}".removesuffix("%")
+
+
+def ruler_error_ms(cell: Cell) -> float | None:
+    """The most that the ruler can be off in a latency that the table shows."""
     shown = (
         (cell.ttft_ms, cell.ruler.ttft_error_ms, ("p50", "p95")),
         (cell.itl_ms, cell.ruler.itl_error_ms, ("p50", "p99")),
@@ -70,9 +159,16 @@ def _error(cell: Cell) -> str:
         for name in names
         if errors_ms and block is not None and getattr(block, name) is not None
     ]
-    if not errors or cell.verdict == "invalid":
-        return NOT_MEASURED
-    return f"{max(errors):.2f}"
+    return max(errors) if errors and cell.verdict != "invalid" else None
+
+
+def _error(cell: Cell) -> str:
+    error_ms = ruler_error_ms(cell)
+    return NOT_MEASURED if error_ms is None else f"{error_ms:.2f}"
+
+
+def _concurrency(cell: Cell) -> str:
+    return "" if cell.batch_size else str(cell.concurrency)
 
 
 def _prompt(cell: Cell) -> str:
@@ -89,3 +185,79 @@ def _failed(cell: Cell) -> str:
     if not counts.sent:
         return NOT_MEASURED
     return f"{counts.failed}/{counts.sent}" if counts.failed else "0"
+
+
+def _failures(cells: Sequence[Cell]) -> Column:
+    """A column without a failure in it is the first to go: one line can say as much."""
+    none_failed = all(cell.requests.sent and not cell.requests.failed for cell in cells)
+    return Column("failed", _failed, spare=10 if none_failed else 0)
+
+
+def _latency(
+    title: str,
+    name: str,
+    block: Callable[[Cell], Block | None],
+    errors_ms: Callable[[Cell], dict[str, float] | None],
+    spare: int = 0,
+) -> Column:
+    """A quantile of a latency; one that is never left out has its ratio beside it."""
+
+    def bounded(cell: Cell) -> comparison.Figure | None:
+        error_ms = (errors_ms(cell) or {}).get(name, 0.0)
+        return comparison.quantile(cell, block(cell), name, error_ms)
+
+    return Column(
+        f"{title}\n{name}",
+        lambda cell: quantile(cell, block(cell), name),
+        Measure(bounded, less_is_better=True),
+        ratio=not spare,
+        spare=spare,
+    )
+
+
+def _rate(head: str, value: Callable[[Cell], float | None], spare: int = 0) -> Column:
+    return Column(
+        head,
+        lambda cell: figure(cell, value(cell)),
+        Measure(lambda cell: comparison.rate(cell, value(cell)), less_is_better=False),
+        ratio=not spare,
+        spare=spare,
+    )
+
+
+def _megabytes(head: str, value: Callable[[Cell], float | None], spare: int) -> Column:
+    """What an engine takes is known even where its latencies are not to be trusted."""
+
+    def text(cell: Cell) -> str:
+        megabytes = value(cell)
+        return NOT_MEASURED if megabytes is None else f"{megabytes:,.0f}"
+
+    def exact(cell: Cell) -> comparison.Figure | None:
+        megabytes = value(cell)
+        return None if megabytes is None else comparison.exactly(megabytes)
+
+    return Column(head, text, Measure(exact, less_is_better=True), spare=spare)
+
+
+_TTFT = (lambda cell: cell.ttft_ms, lambda cell: cell.ruler.ttft_error_ms)
+_ITL = (lambda cell: cell.itl_ms, lambda cell: cell.ruler.itl_error_ms)
+
+RULER = Column("ruler\n± ms", _error, spare=6)
+FIGURES = (
+    _latency("TTFT ms", "p50", *_TTFT),
+    _latency("TTFT ms", "p95", *_TTFT, spare=4),
+    _latency("ITL ms", "p50", *_ITL),
+    _latency("ITL ms", "p99", *_ITL, spare=4),
+    RULER,
+    Column(
+        "tok/s\n/user",
+        lambda cell: quantile(cell, cell.otps_per_user, "p50"),
+        Measure(lambda cell: comparison.quantile(cell, cell.otps_per_user, "p50"), False),
+        spare=5,
+    ),
+    _rate("tok/s\ntotal", lambda cell: cell.otps),
+    _rate("req/s", lambda cell: cell.requests_per_s, spare=9),
+)
+DISK = _megabytes("disk\nMB", lambda cell: cell.disk_mb, spare=8)
+MEMORY = _megabytes("memory\nMB", lambda cell: cell.memory_mb, spare=7)
+AGREES = Column("agrees\n%", _agreement, spare=3)

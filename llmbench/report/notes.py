@@ -1,19 +1,38 @@
 """What stands below the table: why a cell is not shown, and what a reader should know."""
 
 from collections.abc import Iterable, Sequence
-from math import isfinite
 
 from llmbench.records import Cell
+from llmbench.report.columns import BASE, RULER, constant_prompt, ruler_error_ms
+from llmbench.report.comparison import several_targets
+from llmbench.report.differences import Difference, client_taxes, http_taxes
+from llmbench.report.targets import target_lines
 
 
-def notes(cells: Sequence[Cell]) -> list[str]:
-    """One line each, the cells that share one named together."""
+def notes(
+    cells: Sequence[Cell],
+    *,
+    mark: str = "",
+    baseline: str | None = None,
+    left_out: Sequence[str] = (),
+) -> list[str]:
+    """One line each, the cells that share one named together.
+
+    ``mark`` is what the best of each group has, if any has one; ``left_out`` the columns that the
+    table has no room for.
+    """
     lines: dict[str, list[Cell]] = {}
     for cell in cells:
         for line in _of_cell(cell):
             lines.setdefault(line, []).append(cell)
-    said = [f"{_places(about, cells)}: {line}" for line, about in lines.items()]
-    return said + _client_tax(cells) + _legend(cells)
+    return [
+        *(f"{_places(about, cells)}: {line}" for line, about in lines.items()),
+        *(f"client tax, {_places([tax.cell], cells)}: {tax.added}" for tax in client_taxes(cells)),
+        *_http_taxes(cells),
+        *target_lines(cells),
+        *_comparing(cells, mark, baseline),
+        *_legend(cells, left_out),
+    ]
 
 
 def _of_cell(cell: Cell) -> Iterable[str]:
@@ -30,63 +49,82 @@ def _places(about: Sequence[Cell], cells: Sequence[Cell]) -> str:
     """The cells that a note is about, in as few words as tell them apart."""
     if len(about) == len(cells) and len(cells) > 1:
         return "all"
-    several_lengths = len({cell.prompt_tokens for cell in cells}) > 1
     several_clients = len({cell.client for cell in cells}) > 1
     places: dict[str, list[str]] = {}
     for cell in about:
         name = f"{cell.target} via {cell.client}" if several_clients else cell.target
-        length = f"/{cell.prompt_tokens}" if several_lengths else ""
-        places.setdefault(name, []).append(f"{cell.concurrency}{length}")
+        places.setdefault(name, []).append(_load(cell, cells))
     return "; ".join(f"{name} at {', '.join(loads)}" for name, loads in places.items())
 
 
-def _client_tax(cells: Sequence[Cell]) -> list[str]:
-    """What other clients read at the same load beyond what the wire client reads."""
-    wire = {_load(cell): cell for cell in cells if cell.client == "wire"}
-    taxes = [
-        (cell, added)
-        for cell in cells
-        if cell.client != "wire" and (base := wire.get(_load(cell))) is not None
-        if (added := _added(base, cell))
-    ]
-    return [f"client tax, {_places([cell], cells)}: {added}" for cell, added in taxes]
+def _load(cell: Cell, cells: Sequence[Cell]) -> str:
+    several_lengths = len({each.prompt_tokens for each in cells}) > 1
+    length = f"/{cell.prompt_tokens}" if several_lengths else ""
+    return f"batch {cell.batch_size}{length}" if cell.batch_size else f"{cell.concurrency}{length}"
 
 
-def _load(cell: Cell) -> tuple[str, int | None, int]:
-    return cell.target, cell.concurrency, cell.prompt_tokens
-
-
-def _added(base: Cell, cell: Cell) -> str:
-    if "invalid" in (base.verdict, cell.verdict):
-        return ""
-    figures = [
-        (f"{cell_block.p50 - base_block.p50:+.2f} ms on {name} p50")
-        for name, base_block, cell_block in (
-            ("TTFT", base.ttft_ms, cell.ttft_ms),
-            ("ITL", base.itl_ms, cell.itl_ms),
-        )
-        if base_block and cell_block and base_block.p50 is not None and cell_block.p50 is not None
-        if isfinite(base_block.p50) and isfinite(cell_block.p50)
-    ]
-    return ", ".join(figures)
-
-
-def _legend(cells: Sequence[Cell]) -> list[str]:
-    stamps = sorted({cell.ruler.stamps for cell in cells if cell.ruler.stamps})
+def _http_taxes(cells: Sequence[Cell]) -> list[str]:
+    """One line for each pair of targets, with all the loads that both had."""
+    pairs: dict[tuple[str, str, str], list[Difference]] = {}
+    for tax in http_taxes(cells):
+        key = (str(tax.cell.engine), tax.cell.target, tax.base.target)
+        pairs.setdefault(key, []).append(tax)
     lines = []
-    if stamps:
-        asked = sorted({cell.output_tokens for cell in cells})
+    for (engine, served, inside), taxes in pairs.items():
+        told = "; ".join(f"{tax.added} at {_load(tax.cell, cells)}" for tax in taxes)
+        lines.append(f"over HTTP, {engine} adds {told} ({served} beyond {inside})")
+    return lines
+
+
+def _comparing(cells: Sequence[Cell], mark: str, baseline: str | None) -> list[str]:
+    lines = []
+    if mark:
         lines.append(
-            "closed loop: service time with that many requests in flight; asked for "
-            f"{', '.join(map(str, asked))} tokens; {' and '.join(stamps)} stamps"
+            f"{mark}: best at its load beyond doubt: its 95% interval and ruler error overlap no "
+            "other's; rates and sizes differ by more than 2%"
         )
-    if any(cell.ruler.ttft_error_ms for cell in cells):
+    if baseline and several_targets(cells):
+        lines.append(
+            f"÷{BASE}: divided by {baseline}'s at the same load; below 1 is faster for TTFT and "
+            "ITL, above 1 for tok/s"
+        )
+    return lines
+
+
+def _legend(cells: Sequence[Cell], left_out: Sequence[str]) -> list[str]:
+    lines = []
+    if any(cell.ruler.stamps for cell in cells):
+        lines.append(_conditions(cells))
+    errors_ms = [error for cell in cells if (error := ruler_error_ms(cell)) is not None]
+    if errors_ms and RULER.name in left_out:
+        lines.append(f"the ruler itself can be off by {max(errors_ms):.2f} ms at most")
+    elif any(cell.ruler.ttft_error_ms for cell in cells):
         lines.append("±: how far the ruler itself can be off, in ms; not the spread of the server")
     if any(_too_small(cell) for cell in cells):
         lines.append(
             "—: not shown, or too few samples (p95 needs 72 requests; p99 368 independent ones)"
         )
+    if "failed" in left_out:
+        lines.append("no request failed")
+    if others := [name for name in left_out if name != "failed"]:
+        lines.append(f"no room for {', '.join(others)}: the JSON has them")
     return lines
+
+
+def _conditions(cells: Sequence[Cell]) -> str:
+    """How all the cells were loaded and read."""
+    batches = {cell.batch_size is not None for cell in cells}
+    at_once = {
+        (False,): "closed loop: service time with that many requests in flight",
+        (True,): "static batches: service time of that many requests at once",
+        (False, True): "closed loop or static batches: service time with that many at once",
+    }[tuple(sorted(batches))]
+    asked = ", ".join(map(str, sorted({cell.output_tokens for cell in cells})))
+    lengths = f"asked for {asked} tokens"
+    if (prompt := constant_prompt(cells)) is not None:
+        lengths = f"prompts of {prompt} tokens, {lengths}"
+    stamps = sorted({cell.ruler.stamps for cell in cells if cell.ruler.stamps})
+    return f"{at_once}; {lengths}; {' and '.join(stamps)} stamps"
 
 
 def _too_small(cell: Cell) -> bool:

@@ -1,75 +1,191 @@
 """The result as text tables: for a terminal, and in Markdown for a pull request."""
 
+import re
 import textwrap
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import tabulate
 
 from llmbench.records import Cell
-from llmbench.report.columns import columns
+from llmbench.report.columns import Column, columns
+from llmbench.report.comparison import best, check_baseline, grouped
 from llmbench.report.notes import notes
 
 WIDTH = 100
+READABLE_NAME = 24
 NARROWEST_NAME = 8
+MARK = "*"
+
+Texts = dict[Column, list[str]]
+Groups = Sequence[Sequence[Cell]]
 
 
-def render_table(cells: Sequence[Cell]) -> str:
-    """One row a cell, within 100 columns, with notes below."""
-    chosen = columns(cells)
-    rows = [[_widened(column.text(cell)) for column in chosen] for cell in cells]
-    heads = [column.head for column in chosen]
-    table = grid(heads, rows, gap=2)
-    if _width(table) > WIDTH:
-        table = grid(heads, rows, gap=1)
+def render_table(cells: Sequence[Cell], baseline: str | None = None) -> str:
+    """One row a cell, within 100 columns, with notes below; the loads of several targets apart.
+
+    Raises ``UserError`` where ``baseline`` is the name of no target.
+    """
+    check_baseline([cell.target for cell in cells], baseline)
+
+    def below(marked: bool, left_out: Sequence[str]) -> list[str]:
+        return notes(cells, mark=MARK * marked, baseline=baseline, left_out=left_out)
+
+    return _terminal(columns(cells, baseline), cells, below)
+
+
+def render_markdown(cells: Sequence[Cell], baseline: str | None = None) -> str:
+    """The same table in Markdown, with every column: each row says its load, for none is apart."""
+    check_baseline([cell.target for cell in cells], baseline)
+
+    def below(marked: bool) -> list[str]:
+        return notes(cells, mark="**bold**" * marked, baseline=baseline)
+
+    return _markdown(columns(cells, baseline), cells, below)
+
+
+def as_text(chosen: Sequence[Column], cells: Sequence[Cell], below: Sequence[str]) -> str:
+    """``chosen`` columns of ``cells`` for a terminal, with the lines ``below`` it."""
+    return _terminal(chosen, cells, lambda marked, left_out: below)
+
+
+def as_markdown(chosen: Sequence[Column], cells: Sequence[Cell], below: Sequence[str]) -> str:
+    """The same in Markdown."""
+    return _markdown(chosen, cells, lambda marked: below)
+
+
+def _terminal(
+    chosen: Sequence[Column],
+    cells: Sequence[Cell],
+    below: Callable[[bool, Sequence[str]], Sequence[str]],
+) -> str:
+    groups = grouped(cells)
+    texts, marked = _texts(
+        chosen, groups, best_one=lambda text: text + MARK, other=lambda text: text + _NO_MARK
+    )
+    table, left_out = _fitted({column: list(map(_widened, texts[column])) for column in texts})
+    lines = (_wrapped(_widened(line)) for line in below(marked, left_out))
+    whole = "\n".join((_parted(table, groups), *lines))
+    return whole.replace(_SECOND_COLUMN, "").replace(_NO_MARK, " ") + "\n"
+
+
+def _markdown(
+    chosen: Sequence[Column], cells: Sequence[Cell], below: Callable[[bool], Sequence[str]]
+) -> str:
+    texts, marked = _texts(chosen, grouped(cells), best_one="**{}**".format, other=str)
+    table = tabulate.tabulate(
+        [[text.replace("|", "\\|") for text in row] for row in zip(*texts.values(), strict=True)],
+        headers=[column.name for column in texts],
+        tablefmt="github",
+        disable_numparse=True,
+        colalign=_alignment(len(texts), sum(column.words for column in texts)),
+    )
+    return "\n".join((table, "", *(f"- {line}" for line in below(marked)))) + "\n"
+
+
+def _texts(
+    chosen: Iterable[Column],
+    groups: Groups,
+    best_one: Callable[[str], str],
+    other: Callable[[str], str],
+) -> tuple[Texts, bool]:
+    """What each column says of each cell, and whether the best of any group is marked in it."""
+    texts, any_marked = {}, False
+    for column in chosen:
+        said = [
+            (column.text(cell), cell is winner)
+            for group in groups
+            for winner in [best(group, column.measure) if column.measure else None]
+            for cell in group
+        ]
+        marked = any(wins for _, wins in said)
+        any_marked |= marked
+        texts[column] = [
+            (best_one(text) if wins else other(text)) if marked else text for text, wins in said
+        ]
+    return texts, any_marked
+
+
+def _fitted(texts: Texts) -> tuple[str, list[str]]:
+    """The table with as many columns as there is room for, and the names of those left out.
+
+    A long target's name is cut first, but to something that can be read as long as there is
+    a column to spare.
+    """
+    table = _drawn(texts, gap=2)
+    if _width(table) <= WIDTH:
+        return table, []
+    left_out: list[str] = []
+    while _width(_drawn(texts, gap=1, longest_name=READABLE_NAME)) > WIDTH:
+        spare = max(texts, key=lambda column: column.spare)
+        if not spare.spare:
+            break
+        left_out.append(spare.name)
+        texts = {column: texts[column] for column in texts if column is not spare}
+    table = _drawn(texts, gap=1)
     if (overflow := _width(table) - WIDTH) > 0:
-        longest = max(max(len(row[0]) for row in rows) - overflow, NARROWEST_NAME)
-        rows = [[_shorten(row[0], longest), *row[1:]] for row in rows]
-        table = grid(heads, rows, gap=1)
-    below = (_wrapped(_widened(line)) for line in notes(cells))
-    return "\n".join((table, *below)).replace(_SECOND_COLUMN, "") + "\n"
+        longest = max(map(len, next(iter(texts.values())))) - overflow
+        table = _drawn(texts, gap=1, longest_name=max(longest, NARROWEST_NAME))
+    return table, left_out
 
 
-def grid(heads: Sequence[str], rows: Sequence[Sequence[str]], gap: int) -> str:
-    """``rows`` under ``heads`` of one or two lines, ``gap`` spaces between columns."""
+def _drawn(texts: Texts, gap: int, longest_name: int | None = None) -> str:
+    target, *others = texts.values()
+    names = [_shorten(name, longest_name) if longest_name else name for name in target]
+    words = sum(column.words for column in texts)
+    return grid(_heads(texts), list(zip(names, *others, strict=True)), gap, words)
+
+
+def _heads(chosen: Iterable[Column]) -> list[str]:
+    """The titles; one that spans several columns stands above the first of them."""
+    heads, before = [], ""
+    for column in chosen:
+        title, _, unit = column.head.partition("\n")
+        heads.append(("" if title == before else title) + f"\n{unit}")
+        before = title
+    return heads
+
+
+def grid(heads: Sequence[str], rows: Sequence[Sequence[str]], gap: int, left: int = 1) -> str:
+    """``rows`` under ``heads`` of one or two lines, ``gap`` spaces between columns.
+
+    The first ``left`` columns are flush at the left, the others at the right.
+    """
     lines = [[head.partition("\n")[line] for head in heads] for line in (0, 2)]
     rule = ["-" * max(map(len, texts)) for texts in zip(*lines, *rows, strict=True)]
     row = tabulate.DataRow("", " " * gap, "")
     plain = tabulate.TableFormat(None, None, None, None, row, row, padding=0, with_header_hide=None)
     return tabulate.tabulate(
-        [*lines, rule, *rows], tablefmt=plain, disable_numparse=True, colalign=_alignment(heads)
+        [*lines, rule, *rows],
+        tablefmt=plain,
+        disable_numparse=True,
+        colalign=_alignment(len(heads), left),
     )
+
+
+def _parted(table: str, groups: Groups) -> str:
+    """``table`` with an empty line between groups."""
+    lines = table.splitlines()
+    parts, begin = [], len(lines) - sum(map(len, groups))
+    head = lines[:begin]
+    for group in groups:
+        parts.append("\n".join(lines[begin : begin + len(group)]))
+        begin += len(group)
+    return "\n".join((*head, "\n\n".join(parts)))
 
 
 def _width(table: str) -> int:
     return max(map(len, table.splitlines()))
 
 
-def render_markdown(cells: Sequence[Cell]) -> str:
-    """The same table in Markdown."""
-    chosen = columns(cells)
-    heads, group = [], ""
-    for column in chosen:
-        top, _, bottom = column.head.partition("\n")
-        group = top or group
-        heads.append(f"{group} {bottom}".strip())
-    table = tabulate.tabulate(
-        [[column.text(cell).replace("|", "\\|") for column in chosen] for cell in cells],
-        headers=heads,
-        tablefmt="github",
-        disable_numparse=True,
-        colalign=_alignment(heads),
-    )
-    below = [f"- {line}" for line in notes(cells)]
-    return "\n".join((table, "", *below)) + "\n"
-
-
-def _alignment(heads: Sequence[str]) -> list[str]:
-    return ["left", *("right" for _ in heads[1:])]
+def _alignment(count: int, left: int) -> list[str]:
+    return ["left"] * left + ["right"] * (count - left)
 
 
 # Stands behind a character that is two columns wide while widths are counted by ``len``.
 _SECOND_COLUMN = "\0"
+# Stands where others of the column have a mark; a space would be stripped.
+_NO_MARK = "\2"
 
 
 def _widened(text: str) -> str:
@@ -85,7 +201,21 @@ def _wrapped(line: str) -> str:
 
 
 def _shorten(text: str, width: int) -> str:
+    """Cut out of the middle: names differ at their ends more than there."""
     if len(text) <= width:
         return text
-    cut = width - 1 - (text[width - 1] == _SECOND_COLUMN)
-    return text[:cut] + "…"
+    glyphs = re.findall(f".{_SECOND_COLUMN}?", text, re.DOTALL)
+    end = _within(reversed(glyphs), (width - 1) // 2)[::-1]
+    begin = _within(glyphs, width - 1 - len("".join(end)))
+    return "".join((*begin, "…", *end))
+
+
+def _within(glyphs: Iterable[str], width: int) -> list[str]:
+    """As many of ``glyphs``, from the first on, as ``width`` has room for."""
+    taken: list[str] = []
+    for glyph in glyphs:
+        width -= len(glyph)
+        if width < 0:
+            break
+        taken.append(glyph)
+    return taken

@@ -8,10 +8,16 @@ from typing import Any
 import msgspec
 
 from llmbench.records import Cell
+from llmbench.report.comparison import check_baseline
 
 
-def render_csv(cells: Sequence[Cell]) -> str:
-    """One header row, one row a cell; what was not measured is empty."""
+def render_csv(cells: Sequence[Cell], baseline: str | None = None) -> str:
+    """One header row, one row a cell; what was not measured is empty.
+
+    No ``baseline`` changes it: whoever reads it can divide. Raises ``UserError`` where it is the
+    name of no target.
+    """
+    check_baseline([cell.target for cell in cells], baseline)
     rows = [_flat(msgspec.to_builtins(cell)) for cell in cells]
     header = list(dict.fromkeys(key for row in rows for key in row))
     out = io.StringIO()

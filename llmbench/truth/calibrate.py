@@ -150,7 +150,7 @@ def calibrate_cells(directory: RunDirectory, cells: Sequence[Cell], view: View) 
     """Add a calibration to the facts of each cell that has figures, and store them."""
     known = directory.run.cells
     for number, (facts, cell) in enumerate(zip(known, cells, strict=True)):
-        if cell.requests.ok:
+        if cell.requests.ok and facts.client != "engine":  # in process there is no wire
             view.say(f"calibrating {facts.client} at {facts.load.concurrency} in flight")
             gap_ms = cell.icl_ms.p50 if cell.icl_ms else None
             known[number] = replace(facts, calibration=for_cell(facts, gap_ms))

@@ -1,0 +1,50 @@
+"""Reads a server's own metrics, which stand beside its API and not under it."""
+
+import aiohttp
+
+from llmbench.apis import prometheus
+from llmbench.drive.aiohttp_client import session
+from llmbench.drive.endpoint import Endpoint
+from llmbench.records import ServerTime
+
+MOST_BYTES = 4 << 20
+PIECE_BYTES = 1 << 16
+
+
+async def scrape(endpoint: Endpoint, timeout_s: float = 5.0) -> dict[str, ServerTime]:
+    """What the server of ``endpoint`` says of where its time went, since it started.
+
+    Empty where it says nothing, which is what most hosted endpoints do: this never raises. Only the
+    endpoint's own origin is asked; a redirect is not followed, for the key must not go elsewhere.
+    A request that takes ``timeout_s`` ends it.
+    """
+    try:
+        async with session(endpoint, timeout_s, one_shot=True) as asking:
+            for url in _places(endpoint):
+                if found := prometheus.times(await _text(asking, url)):
+                    return found
+    except (aiohttp.ClientError, OSError):
+        pass  # what cannot be read says nothing
+    return {}
+
+
+def _places(endpoint: Endpoint) -> list[str]:
+    """Where the metrics may be: beside the API, which may have a path before ``/v1``, then at the
+    root, where a gateway's own may be."""
+    root = f"{'https' if endpoint.tls else 'http'}://{endpoint.authority}"
+    prefix = endpoint.path.rstrip("/").removesuffix("/v1").rstrip("/")
+    return list(dict.fromkeys((f"{root}{prefix}/metrics", f"{root}/metrics")))
+
+
+async def _text(asking: aiohttp.ClientSession, url: str) -> str:
+    """The text at ``url``; empty for anything but a reply of a sensible size that says 200."""
+    accept = {"Accept": "text/plain"}
+    async with asking.get(url, headers=accept, allow_redirects=False) as reply:
+        if reply.status != 200:
+            return ""
+        body = bytearray()
+        async for piece in reply.content.iter_chunked(PIECE_BYTES):
+            body += piece
+            if len(body) > MOST_BYTES:
+                return ""
+    return body.decode(errors="replace")

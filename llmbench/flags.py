@@ -1,0 +1,214 @@
+"""The flags of the commands. Every default of a sweep lives in the configuration, not here."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from llmbench import __version__
+
+WRONG_USAGE = 2
+FORMATS = ("table", "markdown", "csv", "json")
+
+Run = Callable[[argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """One line, without the usage that argparse puts before it."""
+        self.exit(WRONG_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def parser(commands: Mapping[str, Run], command: str) -> argparse.ArgumentParser:
+    """The parser of all ``commands``; flags that come from elsewhere are made only if ``command``,
+    the one that was given, is theirs: what is not imported costs ``--help`` nothing."""
+    top = _Parser(
+        prog="llmbench",
+        description="The ruler for LLM token latency.",
+        epilog="exit codes: 0 good; 2 wrong usage; 3 nothing could be measured; "
+        "4 a cell is invalid or had failures; 130 interrupted",
+    )
+    top.add_argument("--version", action="version", version=f"llmbench {__version__}")
+    below = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, run in commands.items():
+        doc = (run.__doc__ or "").strip()
+        about = doc.partition("\n")[0]
+        its: argparse.ArgumentParser = below.add_parser(
+            name, help=about[0].lower() + about[1:].rstrip("."), description=doc
+        )
+        its.set_defaults(run=run)
+        if name == command:
+            _FLAGS[name](its)
+    return top
+
+
+def _sweep_flags(parser: argparse.ArgumentParser) -> None:
+    """Only what the user gives is set; every default lives in the configuration."""
+    from llmbench.lists import counts, words
+
+    def flag(name: str, text: str, **options: Any) -> None:
+        parser.add_argument(name, default=argparse.SUPPRESS, help=text, **options)
+
+    flag(
+        "--target",
+        "a URL (http://host:8000, with or without /v1) or an engine "
+        "(vllm:MODEL, transformers:MODEL, llamacpp:FILE.gguf, onnx:DIR in process; "
+        "vllm-server:, transformers-server:, llamacpp-server: over HTTP); "
+        "repeat for several; options after '?', as in "
+        "'https://host?model=m&key_env=MY_KEY&name=prod'; default: the embedded engine",
+        action="append",
+        metavar="T",
+    )
+    flag("--model", "model to ask for; default: the one that the server lists", metavar="M")
+    flag("--api", "which API to speak (default: chat)", choices=("chat", "completions"))
+    flag(
+        "--client",
+        "wire (the default), aiohttp, openai; several make a dimension of the grid",
+        type=words,
+        metavar="C,…",
+    )
+    flag("--concurrency", "requests in flight (default: 1,8,32)", type=counts, metavar="N,…")
+    flag(
+        "--batch-size",
+        "static batches for engines in process, instead of --concurrency",
+        type=counts,
+        metavar="N,…",
+    )
+    flag(
+        "--prompt-tokens",
+        "prompt lengths, as the server counts them (default: 128; 64 for the embedded engine)",
+        type=counts,
+        metavar="N,…",
+    )
+    flag(
+        "--output-tokens",
+        "length of the replies (default: 128; 16 for the embedded engine)",
+        type=int,
+        metavar="N",
+    )
+    flag(
+        "--requests",
+        "measured requests a cell (default: 72, or two a stream)",
+        type=int,
+        metavar="N",
+    )
+    flag("--duration", "measure each cell for S seconds instead", type=float, metavar="S")
+    flag("--warmup", "requests before each window (default: one a stream)", type=int, metavar="N")
+    flag("--timeout", "seconds until a request has failed (default: 300)", type=float, metavar="S")
+    flag(
+        "--api-key-env",
+        "environment variable with the API key (default: OPENAI_API_KEY)",
+        metavar="NAME",
+    )
+    flag("--ca-file", "certificates to trust, in PEM, instead of the system's", metavar="FILE")
+    flag(
+        "--workers",
+        "processes that share the streams, or auto (default: 1)",
+        type=_workers,
+        metavar="N",
+    )
+    flag(
+        "--no-calibrate",
+        "do not measure the ruler's own error (a few seconds a load, cached)",
+        action="store_false",
+        dest="calibrate",
+    )
+    flag(
+        "--agreement",
+        "compare greedy replies with those of the most precise target of the same model",
+        action="store_true",
+    )
+    flag("--baseline", "show the other targets as ratios to this one", metavar="TARGET")
+    flag("--out", "run directory (default: results/<time>-<name>)", metavar="DIR")
+    flag("--format", "what to print (default: table)", choices=FORMATS)
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="a TOML file with these flags as keys; flags win over it",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the plan, the number of requests and the estimated time, and stop",
+    )
+
+
+def _calibrate_flags(parser: argparse.ArgumentParser) -> None:
+    from llmbench.lists import counts, words
+
+    parser.add_argument(
+        "--concurrency",
+        type=counts,
+        default=[64, 256, 512],
+        metavar="N,…",
+        help="streams (default: 64,256,512)",
+    )
+    parser.add_argument(
+        "--client",
+        type=words,
+        default=["wire"],
+        metavar="C,…",
+        help="wire (the default), aiohttp, openai",
+    )
+    parser.add_argument(
+        "--ttft-ms",
+        type=float,
+        default=50.0,
+        metavar="MS",
+        help="the server's time to first token (default: 50)",
+    )
+    parser.add_argument(
+        "--itl-ms",
+        type=float,
+        default=10.0,
+        metavar="MS",
+        help="the server's gap between tokens (default: 10)",
+    )
+    parser.add_argument(
+        "--output-tokens", type=int, default=200, metavar="N", help="tokens a reply (default: 200)"
+    )
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=None,
+        metavar="N",
+        help="measured requests a load (default: 72, or two a stream)",
+    )
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+
+
+def _workers(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def _report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("--format", choices=FORMATS, default="table")
+    parser.add_argument(
+        "--baseline", default=None, metavar="TARGET", help="show the others as ratios to this one"
+    )
+    parser.add_argument("--stages", action="store_true", help="show where the time goes instead")
+
+
+def _truth_server_flags(parser: argparse.ArgumentParser) -> None:
+    from llmbench.truth import flags
+
+    flags.add_flags(parser)
+    flags.add_server_flags(parser)
+
+
+def _models_flags(parser: argparse.ArgumentParser) -> None:
+    from llmbench.models import cli
+
+    cli.add_flags(parser)
+
+
+_FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
+    "sweep": _sweep_flags,
+    "report": _report_flags,
+    "calibrate": _calibrate_flags,
+    "truth-server": _truth_server_flags,
+    "models": _models_flags,
+}

@@ -1,0 +1,89 @@
+"""What a way of calling adds to the same work: another client, or the way over HTTP."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import NamedTuple
+
+from llmbench.records import Cell
+from llmbench.report.comparison import load
+
+REFERENCE_CLIENT = "wire"
+IN_PROCESS_CLIENT = "engine"
+
+
+class Difference(NamedTuple):
+    """What ``cell`` needs beyond ``base``, in words."""
+
+    base: Cell
+    cell: Cell
+    added: str
+
+
+def client_taxes(cells: Sequence[Cell]) -> list[Difference]:
+    """What other clients read at the same load beyond what the wire client reads."""
+    wire = {(cell.target, load(cell)): cell for cell in cells if cell.client == REFERENCE_CLIENT}
+    pairs = (
+        (base, cell)
+        for cell in cells
+        if cell.client != REFERENCE_CLIENT
+        if (base := wire.get((cell.target, load(cell)))) is not None
+    )
+    return list(_told(pairs))
+
+
+def http_taxes(cells: Sequence[Cell]) -> list[Difference]:
+    """What an engine that serves over HTTP needs beyond the same one in process, at each load.
+
+    The wire client stands for the way over HTTP, wherever it was used.
+    """
+    inside = [cell for cell in cells if cell.client == IN_PROCESS_CLIENT]
+    served = [cell for cell in cells if cell.client != IN_PROCESS_CLIENT]
+    if any(cell.client == REFERENCE_CLIENT for cell in served):
+        served = [cell for cell in served if cell.client == REFERENCE_CLIENT]
+    return list(
+        _told(
+            (base, cell)
+            for base in inside
+            for cell in served
+            if _same_work(base) == _same_work(cell)
+        )
+    )
+
+
+def _engine_word(cell: Cell) -> str:
+    """The engine without its version: ``vllm`` of ``vllm 0.32.0``."""
+    return (cell.engine or "").partition(" ")[0].lower()
+
+
+def _same_work(cell: Cell) -> object:
+    # An engine or a model without a name is the same as no other.
+    if not cell.engine or not cell.model:
+        return id(cell)
+    return _engine_word(cell), _model_name(cell.model), cell.quantization, load(cell)
+
+
+def _model_name(model: str) -> str:
+    """The end of a path, which is what a server may call its model; any other name as it is."""
+    return Path(model).name if model.startswith(("/", ".", "~")) else model
+
+
+def _told(pairs: Iterable[tuple[Cell, Cell]]) -> Iterator[Difference]:
+    for base, cell in pairs:
+        if added := _added(base, cell):
+            yield Difference(base, cell, added)
+
+
+def _added(base: Cell, cell: Cell) -> str:
+    if "invalid" in (base.verdict, cell.verdict):
+        return ""
+    figures = [
+        (f"{cell_block.p50 - base_block.p50:+.2f} ms on {name} p50")
+        for name, base_block, cell_block in (
+            ("TTFT", base.ttft_ms, cell.ttft_ms),
+            ("ITL", base.itl_ms, cell.itl_ms),
+        )
+        if base_block and cell_block and base_block.p50 is not None and cell_block.p50 is not None
+        if isfinite(base_block.p50) and isfinite(cell_block.p50)
+    ]
+    return ", ".join(figures)

@@ -1,0 +1,75 @@
+"""What a sweep would do, before it does it."""
+
+import tabulate
+
+from llmbench.config import Sweep
+from llmbench.plan.grid import grid
+from llmbench.records import CellFacts
+
+GUESSED_TOKEN_S = 0.025
+GUESSED_FIRST_TOKEN_S = 0.5
+START_S = 30.0
+"""Nobody knows a target's speed before it has run: the estimate states these guesses."""
+
+
+def render_plan(sweep: Sweep) -> str:
+    """The cells of ``sweep``, one a line, with their number of requests and their guessed time."""
+    targets, cells = sweep.targets(), grid(sweep)
+    rows = [
+        (
+            targets[cell.target].name,
+            cell.client,
+            cell.load.batch_size or cell.load.concurrency,
+            cell.load.prompt_tokens,
+            cell.load.output_tokens,
+            _requests(cell),
+            duration(seconds(cell)),
+        )
+        for cell in cells
+    ]
+    at_once = "batch" if sweep.batch_size else "conc."
+    head = ("target", "client", at_once, "prompt", "output", "requests", "about")
+    table = tabulate.tabulate(rows, head, colalign=("left", "left", *["right"] * 5))
+    return "\n".join((table, *_summary(sweep, cells))) + "\n"
+
+
+def _summary(sweep: Sweep, cells: list[CellFacts]) -> list[str]:
+    starting = [target.name for target in sweep.targets() if target.engine]
+    total_s = sum(map(seconds, cells)) + START_S * len(starting)
+    requests = sum(cell.load.requests + cell.load.warmup for cell in cells)
+    by_time = sweep.duration is not None
+    lines = [
+        f"{len(cells)} cells, {'by time' if by_time else f'{requests:,} requests with warm-up'}, "
+        f"about {duration(total_s)}"
+    ]
+    if not by_time:
+        lines.append(
+            f"guessed with {GUESSED_FIRST_TOKEN_S:g} s to the first token and "
+            f"{GUESSED_TOKEN_S * 1e3:g} ms a token; a slow engine takes longer"
+        )
+    if starting:
+        lines.append(f"starts {', '.join(starting)}: {START_S:g} s each in the estimate")
+    return lines
+
+
+def _requests(cell: CellFacts) -> str:
+    load = cell.load
+    measured = "by time" if load.duration_s is not None else f"{load.requests}"
+    return f"{measured} + {load.warmup}"
+
+
+def seconds(cell: CellFacts) -> float:
+    """About how long ``cell`` takes: its rounds of requests, or the asked duration after them."""
+    load = cell.load
+    reply_s = GUESSED_FIRST_TOKEN_S + load.output_tokens * GUESSED_TOKEN_S
+    warmup_s = -(-load.warmup // load.concurrency) * reply_s
+    if load.duration_s is not None:
+        return warmup_s + load.duration_s + reply_s
+    return warmup_s + -(-load.requests // load.concurrency) * reply_s
+
+
+def duration(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,261 @@
+"""What the user wrote of a target → Target: a URL, an engine, or a server's own command line."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+from msgspec import Meta, Struct
+
+from llmbench.errors import UserError
+from llmbench.records import Target
+
+APIS = ("chat", "completions")
+IN_PROCESS = ("llamacpp", "onnx", "transformers", "vllm")
+MANAGED = ("llamacpp-server", "transformers-server", "vllm-server")
+COMMAND = "command"
+EMBEDDED = "llamacpp-server:"
+EMBEDDED_NAME = "llama.cpp (embedded)"
+
+Positive = Annotated[int, Meta(ge=1, le=10_000_000)]
+
+
+class TargetTable(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """A ``[[target]]`` of a config file. A target in one word, ``URL?name=a&model=b``, has the same
+    keys as its options.
+
+    ``target`` is a URL or ``engine:model``. With a ``command``, llmbench starts that and waits
+    until ``health`` (a path or a URL) answers; ``{port}`` in it stands for a free port. ``api_key``
+    is ``"${NAME}"``: the variable that holds the key.
+    """
+
+    target: str = ""
+    name: str = ""
+    model: str = ""
+    api: Literal["chat", "completions"] | None = None
+    key_env: str = ""
+    api_key: str = ""
+    ca_file: str = ""
+    quantization: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    threads: Positive | None = None
+    max_model_len: Positive | None = None
+    python: str = ""
+    command: list[str] = []
+    health: str = ""
+    env: dict[str, str] = {}
+
+
+class Defaults(Struct, frozen=True):
+    """What the sweep says for every target that does not say otherwise."""
+
+    model: str
+    api: str
+    api_key_env: str
+    ca_file: str
+
+
+_URL = ("name", "model", "api", "key_env", "api_key", "ca_file", "quantization")
+_COMMAND = (*_URL, "command", "health", "env")
+_FILE = ("name", "api", "threads", "max_model_len", "python")
+_ENGINE = (*_FILE, "dtype", "quantization", "device")
+_KEYS = {
+    "llamacpp": _FILE,
+    "llamacpp-server": _FILE,
+    "onnx": (*_FILE, "device"),
+}
+_IN_ONE_WORD = tuple(key for key in dict.fromkeys(_URL + _ENGINE) if key != "api_key")
+
+
+def read_targets(given: Sequence[str | TargetTable], defaults: Defaults) -> list[Target]:
+    """The targets in the order given, each with a name of its own. Raises ``UserError``."""
+    targets = [_read(each, defaults) for each in given or [EMBEDDED]]
+    names = [target.name for target in targets]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(
+                f"--target: two targets are called {name}; give each a name, as in "
+                "'http://host:8000?name=before'"
+            )
+    return targets
+
+
+def _read(given: str | TargetTable, defaults: Defaults) -> Target:
+    if isinstance(given, str):
+        where = f"--target {shown(given.partition('?')[0])}"
+        table = _one_word(given)
+    else:
+        where = f"target {shown(given.target) or given.name}".rstrip()
+        table = given
+    kind = COMMAND if table.command else table.target.partition(":")[0].lower()
+    if kind in ("http", "https", COMMAND):
+        _check_keys(table, _COMMAND if table.command else _URL, where)
+        return _server(table, kind, defaults, where)
+    if kind in IN_PROCESS + MANAGED:
+        _check_keys(table, _KEYS.get(kind, _ENGINE), where)
+        return _engine(table, kind, defaults, where)
+    raise UserError(
+        f"{where}: neither a URL nor an engine; write http://host:8000, or ENGINE:MODEL, where "
+        f"ENGINE is one of {', '.join(IN_PROCESS + MANAGED)}"
+    )
+
+
+def _one_word(spec: str) -> TargetTable:
+    """``spec`` taken apart. The values of its options are never echoed."""
+    place, _, query = spec.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if not all(value.isprintable() for value in options.values()):
+        raise UserError(f"--target {shown(spec)}: an option has a character that cannot be shown")
+    for key in options:
+        if key not in _IN_ONE_WORD:
+            raise UserError(
+                f"--target {shown(place)}: unknown option '{key}'{suggestion(key, _IN_ONE_WORD)}"
+            )
+    if options.get("api", "chat") not in APIS:
+        raise UserError(f"--target {shown(place)}: api is {' or '.join(APIS)}")
+    for key in ("threads", "max_model_len"):
+        if not re.fullmatch("0*[1-9][0-9]{0,6}", options.get(key, "1")):
+            raise UserError(f"--target {shown(place)}: {key} is a whole number from 1")
+    return msgspec.convert({"target": place} | options, TargetTable, strict=False)
+
+
+def _check_keys(table: TargetTable, known: Sequence[str], where: str) -> None:
+    """Refuse what means nothing for this kind of target: it would be ignored in silence."""
+    for key in table.__struct_fields__:
+        if key not in (*known, "target") and getattr(table, key) not in ("", None, [], {}):
+            raise UserError(f"{where}: option '{key}' is not for this kind of target")
+
+
+# ── servers ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _server(table: TargetTable, kind: str, defaults: Defaults, where: str) -> Target:
+    place = table.target or "http://127.0.0.1:{port}"
+    if table.command and not table.health:
+        raise UserError(f"{where}: health is missing: the path that answers 200 when it is ready")
+    if table.command and "{port}" in place and not _uses_port(table):
+        raise UserError(f"{where}: give it a target URL, or {{port}} in its command or env")
+    _check_url(place.replace("{port}", "1"), where)
+    parts = urlsplit(place.replace("{port}", "0"))
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    default_name = Path(table.command[0]).name if table.command else f"{host}"
+    return Target(
+        spec=place,
+        name=table.name or (f"{default_name}:{parts.port}" if parts.port else default_name),
+        engine=kind if table.command else "",
+        url=base_url(place),
+        model=table.model or defaults.model,
+        api=table.api or defaults.api,
+        key_env=_key_env(table, defaults, where),
+        ca_file=table.ca_file or defaults.ca_file,
+        quantization=table.quantization,
+        command=table.command,
+        health=table.health,
+        env=table.env,
+    )
+
+
+def _uses_port(table: TargetTable) -> bool:
+    return any("{port}" in text for text in (*table.command, *table.env.values()))
+
+
+def _check_url(place: str, where: str) -> None:
+    if place != shown(place):
+        raise UserError(
+            f"{where}: put no password in a URL; put the key into an environment variable and "
+            "name it with key_env"
+        )
+    try:
+        parts = urlsplit(place)
+    except ValueError as problem:
+        raise UserError(f"{where}: {problem}") from None
+    try:
+        parts.port  # noqa: B018 - reading it is what checks it
+    except ValueError:
+        raise UserError(f"{where}: the port is not a number up to 65535") from None
+    if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
+        raise UserError(f"{where}: the host is missing; write http://host:8000")
+
+
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def _key_env(table: TargetTable, defaults: Defaults, where: str) -> str:
+    if table.api_key:
+        named = _REFERENCE.fullmatch(table.api_key)
+        if named is None or table.key_env:
+            raise UserError(
+                f'{where}: write api_key = "${{NAME}}", the environment variable that holds the '
+                "key, never the key itself (and no key_env beside it)"
+            )
+        return named[1]
+    key_env = table.key_env or defaults.api_key_env
+    if not _VARIABLE.fullmatch(key_env):
+        raise UserError(
+            f"{where}: key_env (--api-key-env) is the name of an environment variable, such as "
+            "OPENAI_API_KEY, never the key itself"
+        )
+    return key_env
+
+
+_VERSION_SEGMENT = re.compile(r"/v\d+[a-z]*\d*(/|$)")
+
+
+def base_url(url: str) -> str:
+    """The API's base for what the user wrote: ``/v1`` is added unless the path names a version."""
+    scheme, _, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    path = (slash + path.partition("?")[0].partition("#")[0]).rstrip("/")
+    for end in ("/chat/completions", "/completions", "/models"):
+        path = path.removesuffix(end)
+    if not _VERSION_SEGMENT.search(path):
+        path += "/v1"
+    return f"{scheme.lower()}://{place}{path}"
+
+
+# ── engines ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _engine(table: TargetTable, kind: str, defaults: Defaults, where: str) -> Target:
+    model = table.target.partition(":")[2]
+    if not model and not kind.startswith("llamacpp"):
+        raise UserError(f"{where}: name the model: {kind}:MODEL, a directory or a hub id")
+    return Target(
+        spec=table.target,
+        name=table.name or _engine_name(table, kind, model),
+        engine=kind,
+        model=model,
+        api=table.api or defaults.api,
+        quantization=table.quantization,
+        dtype=table.dtype,
+        device=table.device,
+        threads=table.threads,
+        max_model_len=table.max_model_len,
+        python=table.python,
+    )
+
+
+def _engine_name(table: TargetTable, kind: str, model: str) -> str:
+    """A name that tells apart what a sweep compares: ``vllm SmolLM2-135M-Instruct int8``."""
+    if not model:
+        return EMBEDDED_NAME if f"{kind}:" == EMBEDDED else "llama.cpp (in process)"
+    words = [kind, Path(model).name.removesuffix(".gguf"), table.dtype, table.quantization]
+    return " ".join(word for word in words if word)
+
+
+def suggestion(word: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown ``word``: what may have been meant."""
+    close = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
+
+
+def shown(spec: str) -> str:
+    """``spec`` for a message: without its options, and without a user's name and password."""
+    return re.sub(r"^([^/?]*//)?[^/?]*@", r"\1…@", spec.partition("?")[0])
