@@ -184,6 +184,10 @@ def _print_cells(run: "Run", cells: Sequence["Cell"], style: str, baseline: str)
         from llmbench.report import RENDERERS
 
         sys.stdout.write(RENDERERS[style](cells, baseline or None))
+        if style in ("table", "markdown"):
+            from llmbench.report.provenance import render_provenance
+
+            sys.stdout.write(render_provenance(run.host, run.targets, style))
     sys.stdout.flush()
 
 

@@ -12,7 +12,7 @@ from llmbench.apis.chunks import MALFORMED, error_message
 from llmbench.apis.dialect import DIALECTS, Dialect
 from llmbench.records import Event, Kind, PromptDetails, Usage
 
-EXACT, STANDARD, REASONING, BARE = DIALECTS
+EXACT, TRANSFORMERS, STANDARD, REASONING, BARE = DIALECTS
 
 
 def chat(**choice: Any) -> Event:

@@ -6,12 +6,11 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,15 @@ from typing import Any
 import aiohttp
 import pytest
 
-from llmbench.engines import llamacpp, models
-from llmbench.engines.llamacpp import LlamaCpp
+from llmbench import engines
+from llmbench.engines import Running, gguf_file, guard, models, running
 from llmbench.errors import Unmeasurable, UserError
+from llmbench.records import Load, Target
 
-ROOT = Path(__file__).parent.parent
 needs_xllamacpp = pytest.mark.skipif(not find_spec("xllamacpp"), reason="needs llmbench[local]")
+LOAD = Load(
+    concurrency=2, prompt_tokens=100, output_tokens=28, requests=2, duration_s=None, warmup=0
+)
 
 
 @pytest.fixture(scope="session")
@@ -32,34 +34,23 @@ def gguf() -> Path:
     return models.embedded_model(progress=False)
 
 
-def alive(pid: int) -> bool:
-    """Whether the process runs; one that only waits to be reaped does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
+def served(
+    model: Path | str, folder: Path, engine: str = "llamacpp-server"
+) -> AbstractAsyncContextManager[Running]:
+    target = Target(spec="", name="llama", engine=engine, model=str(model), threads=1)
+    return running(target, [LOAD], folder, progress=False)
 
 
-def gone_within(pid: int, timeout_s: float) -> bool:
-    deadline_s = time.monotonic() + timeout_s
-    while alive(pid) and time.monotonic() < deadline_s:
-        time.sleep(0.02)
-    return not alive(pid)
-
-
-async def stream(
-    session: aiohttp.ClientSession, engine: LlamaCpp, prompt: str
-) -> list[dict[str, Any]]:
+async def stream(session: aiohttp.ClientSession, target: Target, prompt: str) -> list[Any]:
     body = {
-        "model": engine.model,
+        "model": target.model,
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": 8,
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    async with session.post(f"{engine.url}/chat/completions", json=body) as reply:
+    async with session.post(f"{target.url}/chat/completions", json=body) as reply:
         assert reply.status == 200
         lines = (await reply.text()).splitlines()
     data = [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
@@ -71,106 +62,107 @@ async def stream(
 async def test_serves_the_real_model_without_a_prefix_cache(
     gguf: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    log = tmp_path / "engine.log"
-    async with LlamaCpp(gguf, parallel=2, context=256, threads=1, log_path=log) as engine:
-        assert engine.url.startswith("http://127.0.0.1:")
-        assert engine.url.endswith("/v1")
-        assert engine.model == "SmolLM2-135M-Instruct"
-        assert engine.quantization == "Q4_1"
-        assert engine.size_bytes == models.GGUF_BYTES
-        assert re.fullmatch(r"llama\.cpp b[1-9]\d* \(xllamacpp [\d.]+\)", engine.version)
-        assert 0 < engine.load_s < 60
-        os.kill(engine.pid, signal.SIGINT)  # a terminal's Ctrl-C is not the server's business
+    async with served("", tmp_path) as engine:
+        target, provenance = engine.target, engine.target.provenance
+        assert engine.hosted is None
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", target.url)
+        assert (target.model, target.quantization) == ("SmolLM2-135M-Instruct", "Q4_1")
+        assert provenance is not None
+        assert re.fullmatch(r"llama\.cpp b[1-9]\d* \(xllamacpp [\d.]+\)", provenance.engine)
+        assert provenance.load_s is not None
+        assert 0 < provenance.load_s < 60
+        ((name, size, sha256),) = [(f.name, f.bytes, f.sha256) for f in provenance.files]
+        assert (name, size, sha256) == (gguf.name, models.GGUF_BYTES, models.GGUF_SHA256)
+        assert (engine.process.memory_bytes() or 0) > models.GGUF_BYTES / 2
+        pids = processes(engine)
+        for pid in pids:  # a terminal's Ctrl-C is not the server's business
+            os.kill(pid, signal.SIGINT)
         # The server closes a connection after its reply without announcing it: don't reuse any.
         connector = aiohttp.TCPConnector(force_close=True)
         async with aiohttp.ClientSession(connector=connector) as session:
-            async with session.get(f"{engine.url}/models") as reply:
+            async with session.get(f"{target.url}/models") as reply:
                 (model,) = (await reply.json())["data"]
-            assert model["id"] == engine.model
+            assert model["id"] == target.model
             assert model["meta"]["n_ctx"] == 256
             for _ in range(2):
-                chunks = await stream(session, engine, "Name the days of the week, in order.")
+                chunks = await stream(session, target, "Name the days of the week, in order.")
                 usage = chunks[-1]["usage"]
                 assert usage["completion_tokens"] == 8
                 assert usage["prompt_tokens_details"]["cached_tokens"] == 0
-        assert alive(engine.pid)
-    assert not alive(engine.pid)
+        assert processes(engine) == pids
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert capfd.readouterr() == ("", "")
 
 
+def processes(engine: Running) -> list[int]:
+    """The guard and what it guards."""
+    assert engine.process.process is not None
+    pid = engine.process.process.pid
+    return [pid, *guard.descendants(pid)]
+
+
 @needs_xllamacpp
-async def test_kills_a_server_that_does_not_listen(
-    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("engine", ["llamacpp-server", "llamacpp"])
+async def test_a_cancelled_start_leaves_no_process(
+    gguf: Path, tmp_path: Path, engine: str
 ) -> None:
-    monkeypatch.setattr(llamacpp, "STOP_TIMEOUT_S", 0.2)
-    async with LlamaCpp(gguf, parallel=1, context=256, log_path=tmp_path / "log") as engine:
-        os.kill(engine.pid, signal.SIGSTOP)
-    assert not alive(engine.pid)
+    me = os.getpid()
+    before = set(guard.descendants(me))
 
+    async def start() -> None:
+        async with served(gguf, tmp_path, engine):
+            pytest.fail("it was cancelled before")
 
-@needs_xllamacpp
-def test_a_killed_parent_leaves_no_server(gguf: Path, tmp_path: Path) -> None:
-    script = f"""
-import asyncio
-from pathlib import Path
-from llmbench.engines.llamacpp import LlamaCpp
-async def main():
-    log = Path({str(tmp_path / "log")!r})
-    async with LlamaCpp(Path({str(gguf)!r}), parallel=1, context=256, log_path=log) as engine:
-        print(engine.pid, flush=True)
-        await asyncio.sleep(60)
-asyncio.run(main())
-"""
-    with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT
-    ) as parent:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        assert alive(pid)
-        parent.kill()
-    assert gone_within(pid, 5)
-
-
-@needs_xllamacpp
-async def test_a_cancelled_start_leaves_no_server(gguf: Path, tmp_path: Path) -> None:
-    engine = LlamaCpp(gguf, parallel=1, context=256, log_path=tmp_path / "log")
-    start = asyncio.create_task(engine.__aenter__())
-    while not engine.pid:
-        await asyncio.sleep(0.01)
-    start.cancel()
+    task = asyncio.create_task(start())
+    async with asyncio.timeout(30):
+        while len(set(guard.descendants(me)) - before) < 2:
+            await asyncio.sleep(0.01)
+    task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await start
-    assert not alive(engine.pid)
+        await task
+    assert set(guard.descendants(me)) <= before
 
 
 @needs_xllamacpp
 async def test_a_model_that_does_not_load_quotes_the_cause(tmp_path: Path) -> None:
     broken = tmp_path / "broken.Q8_0.gguf"
     broken.write_bytes(b"GGUF" + b"\xff" * 64)
-    log = tmp_path / "log"
+    log = tmp_path / "llama.log"
     log.write_text("0.00.000.001 E of an earlier engine\n")
     with pytest.raises(Unmeasurable) as failure:
-        async with LlamaCpp(broken, parallel=1, log_path=log):
+        async with served(broken, tmp_path):
             pass
     line = str(failure.value)
-    assert line.startswith(f"llama.cpp could not load {broken}: gguf")
+    assert line.startswith("llama: ended before it was ready: gguf")
     assert line.endswith(f"(log: {log})")
     assert "\n" not in line
 
 
 @needs_xllamacpp
+async def test_a_model_that_does_not_load_in_process_is_one_line(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.Q8_0.gguf"
+    broken.write_bytes(b"GGUF" + b"\xff" * 64)
+    with pytest.raises(UserError) as failure:
+        async with served(broken, tmp_path, "llamacpp"):
+            pass
+    assert str(failure.value).startswith(f"llama: llama.cpp cannot load {broken}: ")
+    assert "\n" not in str(failure.value)
+
+
+@needs_xllamacpp
+@pytest.mark.parametrize("engine", ["llamacpp-server", "llamacpp"])
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "cannot read the model file"), (b"PK\x03\x04", "not a GGUF file")],
 )
 async def test_a_wrong_file_is_a_usage_error(
-    tmp_path: Path, content: bytes | None, message: str
+    tmp_path: Path, content: bytes | None, message: str, engine: str
 ) -> None:
     path = tmp_path / "model.gguf"
     if content:
         path.write_bytes(content)
     with pytest.raises(UserError, match=message) as failure:
-        async with LlamaCpp(path, log_path=tmp_path / "log"):
+        async with served(path, tmp_path, engine):
             pass
     assert failure.value.exit_code == 2
     assert str(path) in str(failure.value)
@@ -179,10 +171,10 @@ async def test_a_wrong_file_is_a_usage_error(
 async def test_a_missing_extra_is_said_before_any_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llamacpp, "find_spec", lambda name: None)
-    monkeypatch.setattr(llamacpp, "embedded_model", lambda progress: pytest.fail("downloaded"))
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    monkeypatch.setattr(engines, "embedded_model", lambda progress: pytest.fail("downloaded"))
     with pytest.raises(UserError, match=r"pip install 'llmbench\[local\]'"):
-        async with LlamaCpp(log_path=tmp_path / "log"):
+        async with served("", tmp_path):
             pass
 
 
@@ -198,7 +190,7 @@ async def test_a_missing_extra_is_said_before_any_download(
     ],
 )
 def test_names_tell_model_and_quantization(name: str, model: str, quantization: str | None) -> None:
-    assert llamacpp.parse_name(Path(name)) == (model, quantization)
+    assert gguf_file.parse_name(Path(name)) == (model, quantization)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +208,7 @@ def test_names_tell_model_and_quantization(name: str, model: str, quantization: 
 def test_quantization_in_the_words_of_file_names(
     ftype: str, named: str | None, quantization: str | None
 ) -> None:
-    assert llamacpp.quantization_of(ftype, named) == quantization
+    assert gguf_file.quantization_of(ftype, named) == quantization
 
 
 # Fetching. A fake pip is a script that runs in pip's place, with the folder as its argument.

@@ -3,6 +3,7 @@
 No server says what it accepts, so the first probe tries these in order and steps down on a 400.
 """
 
+import json
 from typing import Any
 
 from msgspec import Struct
@@ -15,6 +16,7 @@ class Dialect(Struct, frozen=True):
     limit: str
     fields: dict[str, Any]
     exact_length: bool = False
+    generation_config: bool = False
 
 
 DIALECTS = (
@@ -29,6 +31,14 @@ DIALECTS = (
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         },
         exact_length=True,
+    ),
+    # `transformers serve` takes its exact lengths in words of its own.
+    Dialect(
+        name="transformers",
+        limit="max_tokens",
+        fields={"temperature": 0},
+        exact_length=True,
+        generation_config=True,
     ),
     Dialect(
         name="standard",
@@ -48,6 +58,10 @@ DIALECTS = (
 def options(dialect: Dialect, output_tokens: int) -> dict[str, Any]:
     """The request fields, beside model and prompt, that ask for a stream of ``output_tokens``."""
     fields: dict[str, Any] = {"stream": True, dialect.limit: output_tokens, **dialect.fields}
-    if dialect.exact_length:
+    if dialect.generation_config:
+        exactly = {"min_new_tokens": output_tokens, "max_new_tokens": output_tokens}
+        greedy = {"eos_token_id": None, "do_sample": False}
+        fields["generation_config"] = json.dumps(exactly | greedy)
+    elif dialect.exact_length:
         fields["min_tokens"] = output_tokens
     return fields

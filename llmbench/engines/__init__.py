@@ -1,5 +1,6 @@
 """Engines that llmbench starts itself: called in process, or served by a server that it manages."""
 
+import json
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -199,10 +200,28 @@ def _as_served(
 async def _stated_quantization(target: Target, server: ManagedServer) -> str | None:
     """The precision of the weights: as llama.cpp reads it off the file, else as it was asked."""
     if target.engine != "llamacpp-server":
-        return target.quantization or target.dtype
+        return target.quantization or _short(target.dtype or _stored_dtype(target.model))
     async with aiohttp.ClientSession() as session, session.get(f"{server.url}/models") as reply:
         (model, *_) = (await reply.json())["data"]
     return quantization_of(str((model.get("meta") or {}).get("ftype", "")), target.quantization)
+
+
+_SHORT = {"bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32"}
+
+
+def _short(dtype: str | None) -> str | None:
+    """``bfloat16`` as ``bf16``, as engines in process call it."""
+    return _SHORT.get(dtype, dtype) if dtype else None
+
+
+def _stored_dtype(model: str) -> str | None:
+    """What the config of a model's directory says that its weights are in."""
+    try:
+        config = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    return str(dtype) if dtype else None
 
 
 def _engine_name(engine: str, versions: dict[str, str]) -> str:

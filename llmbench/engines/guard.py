@@ -17,7 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-GRACE_S = 10.0
+GRACE_S = 30.0  # vLLM under load takes this long to give its shared memory back
 LOOK_S = 0.05
 _PR_SET_CHILD_SUBREAPER = 36  # Linux: who loses its parent among our descendants becomes our child
 

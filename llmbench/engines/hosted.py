@@ -128,7 +128,10 @@ class HostedEngine:
         number = next(self._numbers)
         future = self._expect(number, 0)
         self._send({"op": "count", "id": number, "api": api, "prompt": prompt})
-        return int(msgspec.json.decode(await future)["prompt_tokens"])
+        said = msgspec.json.decode(await future)
+        if "error" in said:
+            raise Unmeasurable(f"{self.name}: {said['error']}")
+        return int(said["prompt_tokens"])
 
     def cancel(self) -> None:
         """End all that is running: each call is answered with what it has."""

@@ -6,7 +6,7 @@ The first line in is the options (``Options``); the first line out is ``{"ready"
     in   {"op": "generate", "id", "api", "prompts": [...], "max_tokens"}
     out  {"id", "sequence", "received_ns", "events": [[at_ns, tokens, text], ...],
           "prompt_tokens", "finish", "stages": {"prefill_ms": ...}, "error"}   one a prompt
-    in   {"op": "count", "id", "api", "prompt"}     out  {"id", "prompt_tokens"}
+    in   {"op": "count", "id", "api", "prompt"}     out  {"id", "prompt_tokens"} or {"id", "error"}
     in   {"op": "cancel"}                           ends all calls, each answered with what it has
 
 Nothing is sent while tokens are being made: a call is answered when it is over, with the stamps
@@ -189,8 +189,12 @@ def _answer(engine: Engine, message: dict[str, Any], received_ns: int) -> None:
                 for sequence in range(len(job.prompts)):
                     job.failed(sequence, f"{type(problem).__name__}: {problem}")
         case "count":
-            tokens = engine.count(message["api"], message["prompt"])
-            send({"id": message["id"], "prompt_tokens": tokens})
+            try:
+                tokens = engine.count(message["api"], message["prompt"])
+            except Exception as problem:
+                send({"id": message["id"], "error": f"{type(problem).__name__}: {problem}"[:300]})
+            else:
+                send({"id": message["id"], "prompt_tokens": tokens})
         case "cancel":
             engine.cancel()
 

@@ -41,7 +41,7 @@ def columns(cells: Sequence[Cell], baseline: str | None = None) -> list[Column]:
     With several targets and a ``baseline``, three figures have a column of ratios beside them.
     """
     return [
-        *_load_columns(cells),
+        *load_columns(cells),
         *_figure_columns(cells, baseline),
         *_size_columns(cells),
         _failures(cells),
@@ -54,7 +54,7 @@ def constant_prompt(cells: Sequence[Cell]) -> str | None:
     return lengths.pop() if len(lengths) == 1 and comparison.several_targets(cells) else None
 
 
-def _load_columns(cells: Sequence[Cell]) -> list[Column]:
+def load_columns(cells: Sequence[Cell]) -> list[Column]:
     """What tells the cells apart."""
     chosen = [Column("target", lambda cell: cell.target, words=True)]
     if len({cell.quantization for cell in cells}) > 1:

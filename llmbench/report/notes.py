@@ -26,8 +26,8 @@ def notes(
         for line in _of_cell(cell):
             lines.setdefault(line, []).append(cell)
     return [
-        *(f"{_places(about, cells)}: {line}" for line, about in lines.items()),
-        *(f"client tax, {_places([tax.cell], cells)}: {tax.added}" for tax in client_taxes(cells)),
+        *(f"{places(about, cells)}: {line}" for line, about in lines.items()),
+        *(f"client tax, {places([tax.cell], cells)}: {tax.added}" for tax in client_taxes(cells)),
         *_http_taxes(cells),
         *target_lines(cells),
         *_comparing(cells, mark, baseline),
@@ -45,16 +45,16 @@ def _of_cell(cell: Cell) -> Iterable[str]:
     yield from cell.notes
 
 
-def _places(about: Sequence[Cell], cells: Sequence[Cell]) -> str:
+def places(about: Sequence[Cell], cells: Sequence[Cell]) -> str:
     """The cells that a note is about, in as few words as tell them apart."""
     if len(about) == len(cells) and len(cells) > 1:
         return "all"
     several_clients = len({cell.client for cell in cells}) > 1
-    places: dict[str, list[str]] = {}
+    by_name: dict[str, list[str]] = {}
     for cell in about:
         name = f"{cell.target} via {cell.client}" if several_clients else cell.target
-        places.setdefault(name, []).append(_load(cell, cells))
-    return "; ".join(f"{name} at {', '.join(loads)}" for name, loads in places.items())
+        by_name.setdefault(name, []).append(_load(cell, cells))
+    return "; ".join(f"{name} at {', '.join(loads)}" for name, loads in by_name.items())
 
 
 def _load(cell: Cell, cells: Sequence[Cell]) -> str:

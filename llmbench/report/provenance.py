@@ -5,9 +5,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmbench.records import Provenance, Target
+from llmbench.report.table import wrapped
 
 SHORT_HASH = 12
 MOST_FILES = 3
+
+
+def render_provenance(host: Mapping[str, Any], targets: Sequence[Target], style: str) -> str:
+    """What stands below a table: the machine, and in Markdown what is behind each target too."""
+    lines = [machine_line(host)]
+    if style == "markdown":
+        return "".join(f"- {line}\n" for line in [*lines, *provenance_lines(targets)])
+    return "".join(wrapped(line) + "\n" for line in lines if line)
 
 
 def machine_line(host: Mapping[str, Any]) -> str:

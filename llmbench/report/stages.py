@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from llmbench.measure.stages import STAGES
 from llmbench.records import Cell
-from llmbench.report.columns import NOT_MEASURED, Column, _load_columns, figure
-from llmbench.report.notes import _places
+from llmbench.report.columns import NOT_MEASURED, Column, figure, load_columns
+from llmbench.report.notes import places
 from llmbench.report.table import as_markdown, as_text
 
 PARTS = (*STAGES, "other")
@@ -14,7 +14,7 @@ PARTS = (*STAGES, "other")
 def render_stages(cells: Sequence[Cell], style: str) -> str:
     """One row a cell, with notes below; ``style`` is ``table`` or ``markdown``."""
     render = as_markdown if style == "markdown" else as_text
-    return render([*_load_columns(cells), *_columns()], cells, _notes(cells))
+    return render([*load_columns(cells), *_columns()], cells, _notes(cells))
 
 
 def _columns() -> list[Column]:
@@ -72,7 +72,7 @@ def _of_cells(cells: Sequence[Cell]) -> list[str]:
         elif _shown(cell)["other"] < 0:
             line = "the server accounts for more time than the client saw: do not trust its stages"
             lines.setdefault(line, []).append(cell)
-    return [f"{_places(about, cells)}: {line}" for line, about in lines.items()]
+    return [f"{places(about, cells)}: {line}" for line, about in lines.items()]
 
 
 def _own_e2e(cells: Sequence[Cell]) -> list[str]:
@@ -82,7 +82,7 @@ def _own_e2e(cells: Sequence[Cell]) -> list[str]:
         ms = _shown(cell)
         if "server_e2e" in ms:
             inside_ms = ms["server_e2e"] - sum(ms.get(stage, 0.0) for stage in STAGES)
-            split.append(f"{_places([cell], cells)}: {figure(cell, inside_ms)}")
+            split.append(f"{places([cell], cells)}: {figure(cell, inside_ms)}")
     if not split:
         return []
     return [f"other holds, in ms, inside the server but in none of its stages: {'; '.join(split)}"]

@@ -64,7 +64,7 @@ def _terminal(
         chosen, groups, best_one=lambda text: text + MARK, other=lambda text: text + _NO_MARK
     )
     table, left_out = _fitted({column: list(map(_widened, texts[column])) for column in texts})
-    lines = (_wrapped(_widened(line)) for line in below(marked, left_out))
+    lines = (wrapped(_widened(line)) for line in below(marked, left_out))
     whole = "\n".join((_parted(table, groups), *lines))
     return whole.replace(_SECOND_COLUMN, "").replace(_NO_MARK, " ") + "\n"
 
@@ -195,7 +195,7 @@ def _widened(text: str) -> str:
     )
 
 
-def _wrapped(line: str) -> str:
+def wrapped(line: str) -> str:
     width = WIDTH - (_SECOND_COLUMN in line)  # a cut may part a wide character from its second half
     return textwrap.fill(line, width, subsequent_indent="  ")
 
