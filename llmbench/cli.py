@@ -83,10 +83,12 @@ def report(args: argparse.Namespace) -> int:
 
     from llmbench.measure.cell import measure_cell, report_cells
     from llmbench.plan.grid import grid
+    from llmbench.report.comparison import check_baseline
     from llmbench.store import RunDirectory
 
     directory = RunDirectory.open(args.run_dir)
     run = directory.run
+    check_baseline([target.name for target in run.targets], args.baseline)
     facts = {each.cell: each for each in run.cells}
     measured = {}
     for number, traces in groupby(directory.traces(), key=lambda trace: trace.cell):
@@ -183,7 +185,8 @@ def _print_cells(run: "Run", cells: Sequence["Cell"], style: str, baseline: str)
     else:
         from llmbench.report import RENDERERS
 
-        sys.stdout.write(RENDERERS[style](cells, baseline or None))
+        ran = any(cell.target == baseline for cell in cells)  # an interrupted run may end before
+        sys.stdout.write(RENDERERS[style](cells, baseline if ran else None))
         if style in ("table", "markdown"):
             from llmbench.report.provenance import render_provenance
 

@@ -94,12 +94,13 @@ def load_sweep(flags: dict[str, Any], config: Path | None = None) -> Sweep:
     """
     settings = _read_toml(config) if config else {}
     _check_keys(settings, config)
-    if {"requests", "duration"} <= flags.keys():
-        raise UserError("--requests and --duration: give one of the two")
-    if {"requests", "duration"} <= settings.keys():
-        raise UserError(f"{config}: requests and duration: give one of the two")
-    if "requests" in flags or "duration" in flags:
-        settings = {key: settings[key] for key in settings if key not in ("requests", "duration")}
+    for one, other in (("requests", "duration"), ("concurrency", "batch_size")):
+        if {one, other} <= flags.keys():
+            raise UserError(f"{_flag(one)} and {_flag(other)}: give one of the two")
+        if {one, other} <= settings.keys():
+            raise UserError(f"{config}: {one} and {other}: give one of the two")
+        if one in flags or other in flags:
+            settings = {key: settings[key] for key in settings if key not in (one, other)}
     settings |= flags
     try:
         sweep = msgspec.convert(settings, Sweep)
@@ -114,7 +115,12 @@ def load_sweep(flags: dict[str, Any], config: Path | None = None) -> Sweep:
 
 
 def _check_targets(sweep: Sweep, flags: dict[str, Any], config: Path | None) -> None:
-    targets = sweep.targets()
+    try:
+        targets = sweep.targets()
+    except UserError as problem:
+        if config is None or "target" in flags:
+            raise
+        raise UserError(f"{config}: {str(problem).removeprefix('--')}") from None
     if sweep.batch_size:
         place = _place("batch_size", flags, config)
         for target in targets:
@@ -123,8 +129,6 @@ def _check_targets(sweep: Sweep, flags: dict[str, Any], config: Path | None) -> 
                     f"{place}: {target.name} is a server; static batches are for the engines that "
                     f"are called in process: {', '.join(IN_PROCESS)}"
                 )
-        if "concurrency" in flags:
-            raise UserError(f"{place} and --concurrency: give one of the two")
     if sweep.baseline and sweep.baseline not in (names := [target.name for target in targets]):
         raise UserError(
             f"{_place('baseline', flags, config)}: no target is called '{sweep.baseline}'"
@@ -185,6 +189,7 @@ def _check_keys(settings: dict[str, Any], config: Path | None) -> None:
 
 _WORDS = {
     "Expected `str | object`": "expected text or a table",
+    " | null`": "`",
     "Expected `int`": "expected a whole number",
     "Expected `float`": "expected a number",
     "Expected `str`": "expected text",
@@ -197,17 +202,22 @@ _WORDS = {
 
 def _where(problem: str, flags: dict[str, Any], config: Path | None) -> str:
     """msgspec's words, with the flag or the file's key in place of its path."""
-    match = re.search(r"(.*) - at `\$\.(\w+)(?:\[(\d+)\])?.*`", problem)
+    match = re.search(r"(.*) - at `\$\.(\w+)(?:\[(\d+)\])?(?:\.(\w+))?.*`", problem)
     if match is None:
         return problem
-    words, key, item = match.groups()
+    words, key, item, below = match.groups()
     if unknown := re.match("Object contains unknown field `(.*)`", words):
         words = f"unknown key '{unknown[1]}'{suggestion(unknown[1], TargetTable.__struct_fields__)}"
     for theirs, ours in _WORDS.items():
         words = words.replace(theirs, ours)
     place = _place(key, flags, config)
-    return f"{place}{f', item {int(item) + 1}' if item else ''}: {words}"
+    item = f", item {int(item) + 1}" if item else ""
+    return f"{place}{item}{f', {below}' if below else ''}: {words}"
 
 
 def _place(key: str, flags: dict[str, Any], config: Path | None) -> str:
-    return f"--{key.replace('_', '-')}" if key in flags else f"{config}: {key}"
+    return _flag(key) if key in flags else f"{config}: {key}"
+
+
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"

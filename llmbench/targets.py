@@ -93,8 +93,10 @@ def _read(given: str | TargetTable, defaults: Defaults) -> Target:
     else:
         where = f"target {shown(given.target) or given.name}".rstrip()
         table = given
+        if "?" in table.target:
+            raise UserError(f"{where}: in a table, options are keys of their own, not after a '?'")
     kind = COMMAND if table.command else table.target.partition(":")[0].lower()
-    if kind in ("http", "https", COMMAND):
+    if table.command or kind in ("http", "https"):
         _check_keys(table, _COMMAND if table.command else _URL, where)
         return _server(table, kind, defaults, where)
     if kind in IN_PROCESS + MANAGED:

@@ -9,9 +9,8 @@ import pytest
 from llmbench.config import Sweep, load_sweep
 from llmbench.errors import UserError
 from llmbench.lists import counts, words
-from llmbench.records import Load, Target
-
-SECRET = "sk-5ecret"
+from llmbench.records import Load
+from llmbench.targets import TargetTable
 
 
 @pytest.fixture
@@ -24,11 +23,6 @@ def toml(tmp_path: Path) -> Any:
         return path
 
     return write
-
-
-def target_of(spec: str, **flags: Any) -> Target:
-    (target,) = load_sweep({"target": [spec]} | flags).targets()
-    return target
 
 
 def refusal(flags: dict[str, Any], config: Path | None = None) -> str:
@@ -53,6 +47,7 @@ def test_every_default() -> None:
         "api_key_env": "OPENAI_API_KEY",
         "ca_file": "",
         "concurrency": [1, 8, 32],
+        "batch_size": None,
         "prompt_tokens": None,
         "output_tokens": None,
         "requests": None,
@@ -61,6 +56,8 @@ def test_every_default() -> None:
         "timeout": 300.0,
         "workers": 1,
         "calibrate": True,
+        "agreement": False,
+        "baseline": "",
         "out": "",
         "format": "table",
     }
@@ -130,6 +127,8 @@ warmup = 0
 timeout = 2
 workers = "auto"
 calibrate = false
+agreement = true
+baseline = "one"
 out = "here"
 format = "csv"
 """
@@ -152,13 +151,16 @@ def test_every_key_of_a_file(toml: Any) -> None:
         timeout=2.0,
         workers="auto",
         calibrate=False,
+        agreement=True,
+        baseline="one",
         out="here",
         format="csv",
     )
     assert load_sweep({}, toml("duration = 1.5")).duration == 1.5
     assert set(Sweep.__struct_fields__) == {
         *(line.split(" = ")[0] for line in EVERY_KEY.strip().splitlines()),
-        "duration",
+        "duration",  # requests or this
+        "batch_size",  # concurrency or this
     }
 
 
@@ -168,6 +170,9 @@ def test_one_value_will_do_for_a_list(toml: Any) -> None:
     assert sweep.target == ["http://a"]
     assert sweep.client == ["aiohttp"]
     assert (sweep.concurrency, sweep.prompt_tokens) == ([2], [3])
+    sweep = load_sweep({}, toml('batch_size = 4\ntarget = {target = "onnx:d", threads = 2}'))
+    assert sweep.batch_size == [4]
+    assert sweep.target == [TargetTable(target="onnx:d", threads=2)]
 
 
 def test_flags_win_over_the_file(toml: Any) -> None:
@@ -183,6 +188,57 @@ def test_requests_and_duration_exclude_each_other(toml: Any) -> None:
     assert said == "--requests and --duration: give one of the two"
     path = toml("requests = 5\nduration = 1.5")
     assert refusal({}, path).startswith(f"{path}: requests")
+
+
+def test_concurrency_and_batch_size_exclude_each_other(toml: Any) -> None:
+    one = {"target": ["onnx:d"]}
+    said = refusal(one | {"concurrency": [2], "batch_size": [2]})
+    assert said == "--concurrency and --batch-size: give one of the two"
+    path = toml("concurrency = 2\nbatch_size = 2")
+    assert refusal(one, path) == f"{path}: concurrency and batch_size: give one of the two"
+    assert load_sweep(one | {"concurrency": [2]}, toml("batch_size = 4")).batch_size is None
+    assert load_sweep(one | {"batch_size": [4]}, toml("concurrency = 2")).loads() == [
+        load_of(4, 64, 16, 72, batch_size=4)
+    ]
+
+
+def test_static_batches_are_whole() -> None:
+    flags = {"target": ["onnx:d"], "output_tokens": 9, "prompt_tokens": [5]}
+    assert load_sweep(flags | {"batch_size": [1, 5, 64]}).loads() == [
+        load_of(1, 5, 9, 72, batch_size=1),
+        load_of(5, 5, 9, 75, batch_size=5),
+        load_of(64, 5, 9, 128, batch_size=64),
+    ]
+    told = {"batch_size": [8], "requests": 17, "warmup": 9}
+    assert load_sweep(flags | told).loads() == [load_of(8, 5, 9, 24, batch_size=8, warmup=16)]
+    none = {"batch_size": [8], "requests": 16, "warmup": 0}
+    assert load_sweep(flags | none).loads() == [load_of(8, 5, 9, 16, batch_size=8, warmup=0)]
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("http://h:1", "h:1"),
+        ("vllm-server:m", "vllm-server m"),
+        ("llamacpp-server:", "llama.cpp (embedded)"),
+    ],
+)
+def test_static_batches_are_not_for_servers(toml: Any, target: str, name: str) -> None:
+    flags = {"target": ["onnx:d", target], "batch_size": [4]}
+    whose = f"{name} is a server; static batches are for the engines that are called in process: "
+    assert refusal(flags).startswith(f"--batch-size: {whose}llamacpp, onnx, transformers, vllm")
+    path = toml("batch_size = 4")
+    assert refusal({"target": [target]}, path).startswith(f"{path}: batch_size: {whose}")
+
+
+def test_a_baseline_is_one_of_the_targets(toml: Any) -> None:
+    flags = {"target": ["http://a?name=before", "http://b?name=after"]}
+    assert load_sweep(flags | {"baseline": "before"}).baseline == "before"
+    said = refusal(flags | {"baseline": "befor"})
+    assert said == "--baseline: no target is called 'befor'; did you mean 'before'?"
+    path = toml('baseline = "zzz"')
+    said = refusal(flags, path)
+    assert said == f"{path}: baseline: no target is called 'zzz'; known are before, after"
 
 
 def test_an_unknown_key(toml: Any) -> None:
@@ -205,13 +261,18 @@ def test_an_unknown_key(toml: Any) -> None:
         ("duration = -1", "duration", "> 0"),
         ("duration = inf", "duration", "<= "),
         ("requests = 0", "requests", ">= 1"),
-        ("requests = 1.5", "requests", "expected `int"),
-        ("requests = true", "requests", "expected `int"),
+        ("requests = 1.5", "requests", "expected a whole number"),
+        ("requests = true", "requests", "expected a whole number"),
         ("warmup = -1", "warmup", ">= 0"),
         ("output_tokens = 0", "output_tokens", ">= 1"),
         ("workers = 0", "workers", ">= 1"),
         ('workers = "all"', "workers", "'all'"),
         ('calibrate = "no"', "calibrate", "expected true or false"),
+        ("agreement = 1", "agreement", "expected true or false"),
+        ("baseline = 1", "baseline", "expected text"),
+        ("batch_size = []", "batch_size", "length >= 1"),
+        ("batch_size = [2, 0]", "batch_size, item 2", ">= 1"),
+        ("batch_size = [2, 2]", "batch_size", "twice"),
         ("model = 1", "model", "expected text"),
         ('api = "grpc"', "api", "unknown value 'grpc'"),
         ('format = "xml"', "format", "unknown value 'xml'"),
@@ -223,8 +284,8 @@ def test_an_unknown_key(toml: Any) -> None:
         ("prompt_tokens = [1, 1]", "prompt_tokens", "twice"),
         ("client = []", "client", "length >= 1"),
         ('client = ["wire", "wget"]', "client, item 2", "unknown value 'wget'"),
-        ("target = [1]", "target, item 1", "expected text"),
-        ("target = {a = 1}", "target, item 1", "expected text"),
+        ("target = [1]", "target, item 1", "expected text or a table"),
+        ("target = {a = 1}", "target, item 1", "unknown key 'a'"),
     ],
 )
 def test_a_wrong_value_names_its_file_and_key(toml: Any, line: str, place: str, why: str) -> None:
@@ -257,176 +318,6 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, toml: Any) -> None:
     assert refusal({}, path).startswith(f"{path}: not valid TOML: ")
     path.write_bytes(b"model = '\xff'")
     assert refusal({}, path) == f"--config {path}: cannot be read: it is not UTF-8 text"
-
-
-# ---- targets
-
-
-@pytest.mark.parametrize(
-    ("spec", "url", "name"),
-    [
-        ("http://h:8000", "http://h:8000/v1", "h:8000"),
-        ("http://h:8000/", "http://h:8000/v1", "h:8000"),
-        ("http://h:8000/v1", "http://h:8000/v1", "h:8000"),
-        ("http://h:8000/v1/", "http://h:8000/v1", "h:8000"),
-        ("http://h:8000/v1/chat/completions", "http://h:8000/v1", "h:8000"),
-        ("http://h:8000/v1/chat/completions/", "http://h:8000/v1", "h:8000"),
-        ("http://h:8000/v1/completions", "http://h:8000/v1", "h:8000"),
-        ("http://h:8000/v1/models", "http://h:8000/v1", "h:8000"),
-        ("http://h:8000/chat/completions", "http://h:8000/v1", "h:8000"),
-        ("https://h", "https://h/v1", "h"),
-        ("https://api.groq.com/openai/v1", "https://api.groq.com/openai/v1", "api.groq.com"),
-        ("https://h/api/openai/v1/", "https://h/api/openai/v1", "h"),
-        ("https://h/openai", "https://h/openai/v1", "h"),
-        ("https://h/v1beta/openai", "https://h/v1beta/openai", "h"),
-        ("https://h/v1beta2/openai/", "https://h/v1beta2/openai", "h"),
-        ("https://h/api/v4", "https://h/api/v4", "h"),
-        ("https://h/v1x/vllm", "https://h/v1x/vllm", "h"),
-        ("https://h/vllm/v", "https://h/vllm/v/v1", "h"),
-        ("https://h/rev1", "https://h/rev1/v1", "h"),
-        ("http://127.0.0.1:80", "http://127.0.0.1:80/v1", "127.0.0.1:80"),
-        ("http://[::1]:8000", "http://[::1]:8000/v1", "[::1]:8000"),
-        ("http://[fe80::1]", "http://[fe80::1]/v1", "[fe80::1]"),
-        ("http://h:65535", "http://h:65535/v1", "h:65535"),
-    ],
-)
-def test_urls(spec: str, url: str, name: str) -> None:
-    target = target_of(spec)
-    assert (target.url, target.name, target.engine) == (url, name, "")
-
-
-def test_what_a_target_takes_from_the_flags() -> None:
-    flags = {"model": "m", "api": "completions", "api_key_env": "KEY", "ca_file": "ca.pem"}
-    assert target_of("http://h", **flags) == Target(
-        spec="http://h",
-        name="h",
-        url="http://h/v1",
-        model="m",
-        api="completions",
-        key_env="KEY",
-        ca_file="ca.pem",
-    )
-
-
-def test_options_of_a_target_win_over_the_flags() -> None:
-    options = "name=prod%20a&model=o/p&api=chat&key_env=OWN&ca_file=/x.pem&quantization=int8"
-    flags = {"model": "m", "api": "completions", "api_key_env": "KEY", "ca_file": "ca.pem"}
-    assert target_of(f"https://h:8443/v1?{options}", **flags) == Target(
-        spec="https://h:8443/v1",
-        name="prod a",
-        url="https://h:8443/v1",
-        model="o/p",
-        api="chat",
-        key_env="OWN",
-        ca_file="/x.pem",
-        quantization="int8",
-    )
-
-
-def test_the_scheme_in_capitals() -> None:
-    assert target_of("HTTP://h:8000").url.lower() == "http://h:8000/v1"
-    assert target_of("LLAMACPP:a.gguf").engine == "llamacpp"
-
-
-def test_the_variable_of_a_key_is_no_key() -> None:
-    said = refusal({"target": ["http://h"], "api_key_env": SECRET})
-    assert SECRET not in said
-    assert "--api-key-env" in said
-
-
-def test_an_empty_name_is_none() -> None:
-    assert target_of("http://h?name=").name == "h"
-
-
-@pytest.mark.parametrize(
-    ("spec", "words"),
-    [
-        ("http://h?key=" + SECRET, "unknown option 'key'; did you mean 'key_env'?"),
-        ("http://h?api_key=" + SECRET, "unknown option 'api_key'"),
-        ("http://h?model=m&token=" + SECRET, "unknown option 'token'"),
-        ("llamacpp:a.gguf?model=" + SECRET, "unknown option 'model'"),
-        ("h:8000?key=" + SECRET, "neither a URL nor an engine"),
-        ("http://h:99999?name=" + SECRET, "port"),
-        (f"http://user:{SECRET}@h", "put no password in a URL"),
-        (f"http://{SECRET}@h", "put no password in a URL"),
-        (f"http://user:{SECRET}@h:99999", "put no password in a URL"),
-        (f"http://user:{SECRET}@h/v1?key=x", "unknown option 'key'"),
-        (f"http://user:{SECRET}#@h", "put no password in a URL"),
-        (f"http://user:{SECRET}@[::1", "put no password in a URL"),
-        (f"HTTP://user:{SECRET}@h", "put no password in a URL"),
-        ("http://h?key_env=" + SECRET, "name of an environment variable"),
-        ("http://h?name=%1b[31m" + SECRET, "a character that cannot be shown"),
-        (f"ftp://user:{SECRET}@h", "neither a URL nor an engine"),
-        (f"user:{SECRET}@h:8000", "neither a URL nor an engine"),
-    ],
-)
-def test_secrets_are_never_echoed(spec: str, words: str) -> None:
-    said = refusal({"target": [spec]})
-    assert said.startswith("--target ")
-    assert words in said
-    assert SECRET not in said
-    assert "5ecret" not in said
-
-
-@pytest.mark.parametrize(
-    ("spec", "words"),
-    [
-        (
-            "localhost:8000",
-            "neither a URL nor an engine; write http://host:8000, or llamacpp:MODEL",
-        ),
-        ("vllm:m", "neither a URL nor an engine"),
-        ("", "neither a URL nor an engine"),
-        ("http://", "the host is missing"),
-        ("http:h:8000", "the host is missing"),
-        ("http:///v1", "the host is missing"),
-        ("http://h:99999", "the port is not a number up to 65535"),
-        ("http://h:x", "the port is not a number up to 65535"),
-        ("http://[::1", "http://[::1"),
-        ("http://[zz]:80", "http://[zz]:80"),
-        ("http://h?api=grpc", "api is chat or completions"),
-        ("http://h?nmae=x", "unknown option 'nmae'; did you mean 'name'?"),
-        ("http://h?threads=2", "unknown option 'threads'"),
-        ("llamacpp:?threads=0", "threads is a whole number from 1"),
-        ("llamacpp:?threads=00", "threads is a whole number from 1"),
-        ("llamacpp:?threads=-1", "threads is a whole number from 1"),
-        ("llamacpp:?threads=", "threads is a whole number from 1"),
-        ("llamacpp:?threads=²", "threads is a whole number from 1"),
-    ],
-)
-def test_wrong_targets(spec: str, words: str) -> None:
-    said = refusal({"target": [spec]})
-    assert said.startswith("--target ")
-    assert words in said
-
-
-def test_two_targets_of_one_name() -> None:
-    said = refusal({"target": ["http://h:8000/a", "http://h:8000/b"]})
-    assert "two targets are called h:8000; give each a name" in said
-    assert "called x" in refusal({"target": ["http://a?name=x", "http://b?name=x"]})
-    named = load_sweep({"target": ["http://h:8000?name=a", "http://h:8000?name=b"]})
-    assert [each.name for each in named.targets()] == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("spec", "name", "file", "threads"),
-    [
-        ("llamacpp:", "llama.cpp (embedded)", "", None),
-        ("llamacpp:/models/tiny-q4.gguf", "tiny-q4", "/models/tiny-q4.gguf", None),
-        ("llamacpp:tiny.gguf?threads=2&name=two", "two", "tiny.gguf", 2),
-        ("llamacpp:?threads=16", "llama.cpp (embedded)", "", 16),
-    ],
-)
-def test_engines(spec: str, name: str, file: str, threads: int | None) -> None:
-    target = target_of(spec, api="completions")
-    assert target == Target(
-        spec=spec, name=name, engine="llamacpp", model=file, api="completions", threads=threads
-    )
-
-
-def test_without_a_target_it_is_the_embedded_engine() -> None:
-    (target,) = load_sweep({}).targets()
-    assert (target.engine, target.name, target.url) == ("llamacpp", "llama.cpp (embedded)", "")
 
 
 # ---- lists

@@ -96,15 +96,23 @@ def counts(cell: dict[str, Any]) -> dict[str, int]:
 
 
 def rows(table: str) -> list[list[str]]:
-    """The rows of a table, split into words."""
+    """The rows of a table, split into words; those of several targets without their gaps."""
+    return [row for group in groups(table) for row in group]
+
+
+def groups(table: str) -> list[list[list[str]]]:
+    """The rows of a table, split into words, in the groups that empty lines part."""
     lines = table.splitlines()
     (rule,) = [number for number, line in enumerate(lines) if set(line) == {"-", " "}]
-    body = []
+    found: list[list[list[str]]] = [[]]
     for line in lines[rule + 1 :]:
-        if len(line.split("  ")) < 5:
+        if not line:
+            found.append([])
+        elif len(line.split("  ")) < 5:
             break
-        body.append(line.split())
-    return body
+        else:
+            found[-1].append(line.split())
+    return found
 
 
 # ── what is printed and stored ───────────────────────────────────────────────────────────────────
@@ -117,14 +125,15 @@ def test_two_targets_stand_side_by_side(
     done = valid(
         sweep(f"{fast.url}?name=fast", f"{slow.url}/v1?name=slow", "--concurrency", "1,2"), run_dir
     )
-    table = rows(done.out)
-    assert [row[:3] for row in table] == [
-        ["fast", "1", "24"],
-        ["fast", "2", "24"],
-        ["slow", "1", "24"],
-        ["slow", "2", "24"],
+    assert [[row[:2] for row in group] for group in groups(done.out)] == [
+        [["fast", "1"], ["slow", "1"]],
+        [["fast", "2"], ["slow", "2"]],
     ]
-    assert {row[-1] for row in table} == {"0"}
+    assert "prompts of 24 tokens" in done.out  # one for all, and no column
+    for fast_row, slow_row in groups(done.out):
+        assert (fast_row[-1], slow_row[-1]) == ("0", "0")
+        assert 60 <= float(fast_row[2].rstrip("*")) < 110
+        assert 130 <= float(slow_row[2]) < 180  # never the best
     cells = stored(run_dir, "summary.json")["cells"]
     assert [cell["target"] for cell in cells] == ["fast", "fast", "slow", "slow"]
     assert [cell["model"] for cell in cells] == ["m1", "m1", "m2", "m2"]
@@ -327,6 +336,25 @@ def test_wrong_usage_is_one_line(
     assert [path.name for path in full.iterdir()] == ["precious.txt"]
 
 
+@pytest.mark.parametrize(
+    "flags", [(), ("--stages",), *(("--format", style) for style in ("markdown", "csv", "json"))]
+)
+def test_a_report_against_a_baseline_that_is_not_there(
+    truth: Truth,
+    sweep: Callable[..., Done],
+    in_process: InProcess,
+    run_dir: Path,
+    flags: tuple[str, ...],
+) -> None:
+    sweep(f"{truth(**STEADY).url}?name=here", requests=2)
+    done = in_process("report", run_dir, "--baseline", "hre", *flags)
+    assert (done.code, done.out) == (2, "")
+    assert done.problems == [
+        "llmbench: --baseline hre: no target has that name; there are: here",
+    ]
+    assert in_process("report", run_dir, "--baseline", "here", *flags).code != 2
+
+
 UNMEASURABLE: dict[str, tuple[dict[str, Any], str]] = {
     "401": ({"api_key_env": "TRUTH_TEST_KEY"}, "401"),
     "404": ({"status": 404}, "404"),
@@ -387,10 +415,11 @@ def test_one_dead_target_does_not_stop_the_other(
 ) -> None:
     done = sweep(f"{dead_url}?name=gone", f"{truth(**STEADY).url}?name=here")
     assert done.code == 4
-    gone, here = rows(done.out)
-    assert (gone[0], here[0]) == ("gone", "here")
-    assert set(gone[3:]) == {"—"}
-    assert float(here[3]) >= 60
+    ((gone, here),) = groups(done.out)  # they share a load
+    assert (gone[:2], here[:2]) == (["gone", "1"], ["here", "1"])
+    assert set(gone[2:]) == {"—"}
+    assert float(here[2]) >= 60  # with nobody to beat it is not marked
+    assert here[-1] == "0"
     assert "cannot reach" in done.out
 
 
@@ -503,6 +532,25 @@ def test_an_interrupt_keeps_what_was_measured(
     assert cell["ttft_ms"]["p50"] >= 60
     assert stored(run_dir)["interrupted"] is True
     assert in_process("report", run_dir).out == done.out
+
+
+def test_an_interrupt_before_the_baseline_has_run(
+    truth: Truth, run_llmbench: Llmbench, in_process: InProcess, run_dir: Path
+) -> None:
+    server = truth(**STEADY)
+    targets = ("--target", f"{server.url}?name=a", "--target", f"{server.url}?name=b")
+    flags = ("--concurrency", 2, "--requests", 1000, "--baseline", "b")
+    process = begin(run_llmbench, run_dir, *targets, *flags)
+    until(lambda: measured(server) >= 4)
+    process.send_signal(signal.SIGINT)
+    done = run_llmbench.end(process, timeout_s=20)
+    assert (done.code, done.problems) == (130, [])
+    assert [row[:2] for row in rows(done.out)] == [["a", "2"]]
+    again = in_process("report", run_dir)
+    assert (again.out, again.problems) == (
+        done.out,
+        ["llmbench: the run did not finish: 1 of 2 cells"],
+    )
 
 
 def test_an_interrupt_before_anything_is_measured(

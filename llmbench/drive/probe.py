@@ -51,7 +51,7 @@ class Probe:
         self.model = target.model
         self.dialect = DIALECTS[0]
         self.server = ""
-        self.first_byte_s: float | None = None  # of the first reply, when nothing was warm
+        self.first_token_s: float | None = None  # of the first reply, when nothing was warm
 
     async def __aenter__(self) -> "Probe":
         self._session = session(self._endpoint, self._timeout_s, one_shot=True)
@@ -127,10 +127,8 @@ class Probe:
         url = self._url
         try:
             async with self._session.post(url, data=body, allow_redirects=False) as reply:
-                first = await reply.content.readany()
-                if self.first_byte_s is None:
-                    self.first_byte_s = time.monotonic() - began_s
-                content = self._endpoint.redacted(first + await reply.read())
+                start = b"" if self.first_token_s else await self._first_token(reply, began_s)
+                content = self._endpoint.redacted(start + await reply.read())
         except (aiohttp.ClientError, OSError) as problem:
             raise self._unreachable(problem) from None
         if reply.status in (400, 422):
@@ -144,6 +142,17 @@ class Probe:
             )
         self.server = reply.headers.get("Server", "")
         return _as_trace(reply.status, dict(reply.headers), content)
+
+    async def _first_token(self, reply: aiohttp.ClientResponse, began_s: float) -> bytes:
+        """Read until a token is in, and note how long that took. Some servers send an event that
+        only names the role long before."""
+        body = b""
+        async for piece in reply.content.iter_any():
+            body += piece
+            if any(event.kind & Kind.GENERATED for event in self._api.decode(sse.parse(body))):
+                self.first_token_s = time.monotonic() - began_s
+                break
+        return body
 
     @property
     def _url(self) -> str:

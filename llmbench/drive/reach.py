@@ -92,7 +92,7 @@ def _provenance(target: Target, probe: Probe) -> Provenance:
     return msgspec.structs.replace(
         before,
         engine=before.engine or probe.server,
-        first_token_s=probe.first_byte_s if target.engine else None,
+        first_token_s=probe.first_token_s if target.engine else None,
     )
 
 

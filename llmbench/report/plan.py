@@ -29,7 +29,9 @@ def render_plan(sweep: Sweep) -> str:
     ]
     at_once = "batch" if sweep.batch_size else "conc."
     head = ("target", "client", at_once, "prompt", "output", "requests", "about")
-    table = tabulate.tabulate(rows, head, colalign=("left", "left", *["right"] * 5))
+    table = tabulate.tabulate(
+        rows, head, disable_numparse=True, colalign=("left", "left", *["right"] * 5)
+    )
     return "\n".join((table, *_summary(sweep, cells))) + "\n"
 
 

@@ -27,6 +27,8 @@ def target_lines(cells: Sequence[Cell]) -> list[str]:
 def _identity(cells: Sequence[Cell]) -> Iterator[str]:
     for name in ("engine", "model", "quantization", "device"):
         words = dict.fromkeys(filter(None, (getattr(cell, name) for cell in cells)))
+        if name == "model":  # a directory is as long as the line
+            words = dict.fromkeys(word.rstrip("/").rpartition("/")[2] for word in words)
         if words:
             yield ("on " if name == "device" else "") + " or ".join(words)
 
