@@ -98,6 +98,7 @@ def report(args: argparse.Namespace) -> int:
     ordered = [facts[number] for number in sorted(facts)]
     cells = report_cells(
         run.targets,
+        run.sweep.slo,
         ordered,
         [
             measured.get(each.cell) or measure_cell(run.targets[each.target], each, ())

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from llmbench.errors import UserError
+from llmbench.measure.slo import limits_ms
 from llmbench.records import Load, Target
 from llmbench.targets import IN_PROCESS, Defaults, TargetTable, read_targets, suggestion
 
@@ -46,6 +47,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     calibrate: bool = True
     agreement: bool = False
     baseline: str = ""
+    slo: dict[str, str] = {}
     out: str = ""
     format: Literal["table", "markdown", "csv", "json"] = "table"
 
@@ -121,6 +123,7 @@ def _check_targets(sweep: Sweep, flags: dict[str, Any], config: Path | None) -> 
         if config is None or "target" in flags:
             raise
         raise UserError(f"{config}: {str(problem).removeprefix('--')}") from None
+    limits_ms(sweep.slo, _place("slo", flags, config))
     if sweep.batch_size:
         place = _place("batch_size", flags, config)
         for target in targets:

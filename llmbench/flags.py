@@ -44,7 +44,7 @@ def parser(commands: Mapping[str, Run], command: str) -> argparse.ArgumentParser
 
 def _sweep_flags(parser: argparse.ArgumentParser) -> None:
     """Only what the user gives is set; every default lives in the configuration."""
-    from llmbench.lists import counts, words
+    from llmbench.lists import counts, pairs, words
 
     def flag(name: str, text: str, **options: Any) -> None:
         parser.add_argument(name, default=argparse.SUPPRESS, help=text, **options)
@@ -117,6 +117,12 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
         "--agreement",
         "compare greedy replies with those of the most precise target of the same model",
         action="store_true",
+    )
+    flag(
+        "--slo",
+        "latency objectives, such as ttft.p95=500ms,itl.p99=50ms",
+        type=pairs,
+        metavar="M.P=T,…",
     )
     flag("--baseline", "show the other targets as ratios to this one", metavar="TARGET")
     flag("--out", "run directory (default: results/<time>-<name>)", metavar="DIR")

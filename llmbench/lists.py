@@ -25,3 +25,14 @@ def words(text: str) -> list[str]:
         if values.count(value) > 1:
             raise argparse.ArgumentTypeError(f"'{value}' stands there twice")
     return values
+
+
+def pairs(text: str) -> dict[str, str]:
+    """``"ttft.p95=500ms,e2e.p99=2s"`` as a mapping."""
+    parts = [word.partition("=") for word in words(text)]
+    for name, equals, value in parts:
+        if not (name and equals and value):
+            raise argparse.ArgumentTypeError(
+                f"'{name}{equals}{value}' is not NAME=VALUE; write it like ttft.p95=500ms"
+            )
+    return {name.strip(): value.strip() for name, _, value in parts}

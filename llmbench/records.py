@@ -51,6 +51,15 @@ class Provenance(Struct, frozen=True, kw_only=True, omit_defaults=True):
     greedy: list[list[str]] = field(default_factory=list)
 
 
+class Price(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a target costs, in the user's currency: for a million tokens, or an hour of it."""
+
+    input: float = 0.0
+    output: float = 0.0
+    cached: float | None = None
+    hour: float | None = None
+
+
 class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One thing to measure: an endpoint, or an engine that llmbench starts.
 
@@ -79,6 +88,7 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
     command: list[str] = field(default_factory=list)
     health: str = ""
     env: dict[str, str] = field(default_factory=dict)
+    price: Price | None = None
     provenance: Provenance | None = None
 
 
@@ -390,6 +400,21 @@ class Range(Struct, frozen=True):
     max: int
 
 
+class Objective(Struct, frozen=True):
+    """One latency objective and whether it was met; ``None`` where nobody knows."""
+
+    limit_ms: float
+    value_ms: float | None
+    met: bool | None
+
+
+class Cost(Struct, frozen=True):
+    """What a cell's requests cost, in the currency of the target's price."""
+
+    per_1k_requests: float
+    per_1m_output_tokens: float
+
+
 class Cell(Struct, kw_only=True):
     """One row of the result: a target at one load. The JSON contract; keys are only ever added."""
 
@@ -437,6 +462,8 @@ class Cell(Struct, kw_only=True):
     load_s: float | None = None
     first_token_s: float | None = None
     agreement: float | None = None
+    slo: dict[str, Objective] | None = None
+    cost: Cost | None = None
     stages_ms: dict[str, float] | None = None
     stages_source: str | None = None
     ruler: Ruler = field(default_factory=Ruler)

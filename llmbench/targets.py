@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from llmbench.errors import UserError
-from llmbench.records import Target
+from llmbench.records import Price, Target
 
 APIS = ("chat", "completions")
 IN_PROCESS = ("llamacpp", "onnx", "transformers", "vllm")
@@ -50,6 +50,7 @@ class TargetTable(
     command: list[str] = []
     health: str = ""
     env: dict[str, str] = {}
+    price: Price | None = None
 
 
 class Defaults(Struct, frozen=True):
@@ -130,7 +131,7 @@ def _one_word(spec: str) -> TargetTable:
 def _check_keys(table: TargetTable, known: Sequence[str], where: str) -> None:
     """Refuse what means nothing for this kind of target: it would be ignored in silence."""
     for key in table.__struct_fields__:
-        if key not in (*known, "target") and getattr(table, key) not in ("", None, [], {}):
+        if key not in (*known, "target", "price") and getattr(table, key) not in ("", None, [], {}):
             raise UserError(f"{where}: option '{key}' is not for this kind of target")
 
 
@@ -160,6 +161,7 @@ def _server(table: TargetTable, kind: str, defaults: Defaults, where: str) -> Ta
         command=table.command,
         health=table.health,
         env=table.env,
+        price=table.price,
     )
 
 
@@ -241,6 +243,7 @@ def _engine(table: TargetTable, kind: str, defaults: Defaults, where: str) -> Ta
         threads=table.threads,
         max_model_len=table.max_model_len,
         python=table.python,
+        price=table.price,
     )
 
 

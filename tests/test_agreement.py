@@ -2,8 +2,7 @@
 
 import pytest
 
-from llmbench.measure.agreement import agreement, agreements, bits
-from llmbench.records import Provenance, Target
+from llmbench.measure.agreement import bits
 
 
 @pytest.mark.parametrize(

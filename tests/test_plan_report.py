@@ -28,7 +28,7 @@ def planned(**flags: Any) -> tuple[list[list[str]], list[str]]:
 
 def test_a_row_a_cell_and_what_they_come_to() -> None:
     table, below = planned(
-        target=["http://a?name=007", "http://b?name=b"],
+        target=["http://a?name=007", "http://b?name=1e3"],
         concurrency=[1, 64],
         prompt_tokens=[20],
         output_tokens=20,
@@ -39,8 +39,8 @@ def test_a_row_a_cell_and_what_they_come_to() -> None:
         ["target", "client", "conc.", "prompt", "output", "requests", "about"],
         ["007", "wire", "1", "20", "20", "72 + 1", "73 s"],
         ["007", "wire", "64", "20", "20", "128 + 64", "3 s"],
-        ["b", "wire", "1", "20", "20", "72 + 1", "73 s"],
-        ["b", "wire", "64", "20", "20", "128 + 64", "3 s"],
+        ["1e3", "wire", "1", "20", "20", "72 + 1", "73 s"],
+        ["1e3", "wire", "64", "20", "20", "128 + 64", "3 s"],
     ]
     assert below == [
         "4 cells, 530 requests with warm-up, about 3 min",  # 2 × (73 + 192); 152 s

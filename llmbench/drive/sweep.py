@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import signal
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import groupby
 from typing import Protocol
 
@@ -96,7 +97,7 @@ class SweepRun:
     def cells(self) -> list[Cell]:
         """The rows so far, with their verdicts."""
         run = self._directory.run
-        return report_cells(run.targets, run.cells, self._measured)
+        return report_cells(run.targets, run.sweep.slo, run.cells, self._measured)
 
     def run(self) -> None:
         """Run every cell; Ctrl-C ends the run in good order. Raises ``UserError``."""
@@ -183,9 +184,10 @@ class SweepRun:
         runner, workers = self._runner(reached, facts, words)
         label = f"cell {facts.cell + 1}/{len(grid(self._sweep))}, {reached.target.name}"
         watch = asyncio.create_task(self._watch(label, runner))
+        times = partial(self._server_times, reached)
         self._running = runner
         try:
-            before = await self._server_times(reached)
+            before = await times()
             health = await runner.run()
             facts = replace(
                 facts,
@@ -193,7 +195,7 @@ class SweepRun:
                 stopped=runner.stopped,
                 health=health,
                 memory_bytes=reached.process.memory_bytes() if reached.process else None,
-                server_times=difference(before, await self._server_times(reached)),
+                server_times=difference(before, await times()) if before else {},
             )
             self._keep(facts, reached.target, runner.traces)
         except OSError as problem:

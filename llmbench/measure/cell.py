@@ -5,8 +5,10 @@ from copy import deepcopy
 
 from llmbench.apis import APIS
 from llmbench.measure.agreement import agreements
+from llmbench.measure.cost import cost
 from llmbench.measure.metrics import measure
 from llmbench.measure.ruler import add_calibration
+from llmbench.measure.slo import limits_ms, objectives
 from llmbench.measure.summary import summarize
 from llmbench.measure.timeline import decode
 from llmbench.measure.verdict import judge
@@ -22,14 +24,20 @@ def measure_cell(target: Target, facts: CellFacts, traces: Iterable[Trace]) -> C
 
 
 def report_cells(
-    targets: Sequence[Target], facts: Sequence[CellFacts], measured: Sequence[Cell]
+    targets: Sequence[Target],
+    slo: dict[str, str],
+    facts: Sequence[CellFacts],
+    measured: Sequence[Cell],
 ) -> list[Cell]:
     """The rows of a run: its cells as ``measured``, judged, with what only the whole run tells."""
-    shares = agreements(targets)
+    shares, limits = agreements(targets), limits_ms(slo)
     cells = []
-    for cell, its in zip(measured, facts, strict=True):
-        cells.append(judged(cell, its))
-        cells[-1].agreement = shares[its.target]
+    for unjudged, its in zip(measured, facts, strict=True):
+        cell, price = judged(unjudged, its), targets[its.target].price
+        cell.agreement = shares[its.target]
+        cell.slo = objectives(cell, limits) or None
+        cell.cost = cost(cell, price) if price is not None else None
+        cells.append(cell)
     return cells
 
 

@@ -46,7 +46,7 @@ def summarize(target: Target, facts: CellFacts, requests: Sequence[RequestMetric
         _lengths(cell, good)
         _latencies(cell, good)
         _gaps(cell, good)
-        if told := stages(good, facts):
+        if told := stages([each for each in requests if not each.timeline.failure], facts):
             cell.stages_ms, cell.stages_source = told
         _rates(cell, requests, measured)
     return cell

@@ -104,9 +104,9 @@ def _ratios(cells: Sequence[Cell], baseline: str, beside: Column) -> Column:
 
 def _size_columns(cells: Sequence[Cell]) -> list[Column]:
     """What a target takes and how it answers, where targets can be compared by it."""
+    chosen = [COST] if any(cell.cost is not None for cell in cells) else []
     if not comparison.several_targets(cells):
-        return []
-    chosen = []
+        return chosen
     if len({cell.disk_mb for cell in cells}) > 1:
         chosen.append(DISK)
     if any(cell.memory_mb is not None for cell in cells):
@@ -260,4 +260,9 @@ FIGURES = (
 )
 DISK = _megabytes("disk\nMB", lambda cell: cell.disk_mb, spare=8)
 MEMORY = _megabytes("memory\nMB", lambda cell: cell.memory_mb, spare=7)
+COST = Column(
+    "cost/1M\nout",
+    lambda cell: figure(cell, cell.cost.per_1m_output_tokens if cell.cost else None),
+    spare=2,
+)
 AGREES = Column("agrees\n%", _agreement, spare=3)

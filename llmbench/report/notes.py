@@ -43,6 +43,9 @@ def _of_cell(cell: Cell) -> Iterable[str]:
         words = cell.requests.details.get(kind)
         yield f"failed: {count} × {kind}" + (f" ({words})" if words else "")
     yield from cell.notes
+    for name, objective in (cell.slo or {}).items():
+        fate = {True: "met", False: "missed", None: "not known"}[objective.met]
+        yield f"SLO {fate}: {name} ≤ {objective.limit_ms:g} ms"
 
 
 def places(about: Sequence[Cell], cells: Sequence[Cell]) -> str:

@@ -1,0 +1,43 @@
+"""Latency objectives: ``ttft.p95=500ms`` against what a cell measured."""
+
+import re
+
+from llmbench.errors import UserError
+from llmbench.records import Block, Cell, Objective
+
+METRICS = ("ttfr", "ttft", "ttfat", "itl", "icl", "tpot", "e2e")
+STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
+_LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
+_UNITS_MS = {"ms": 1.0, "s": 1000.0}
+
+
+def limits_ms(slo: dict[str, str], where: str = "slo") -> dict[str, float]:
+    """The limit of each objective in ms. Raises ``UserError`` for what is no objective."""
+    limits = {}
+    for name, limit in slo.items():
+        metric, _, statistic = name.partition(".")
+        if metric not in METRICS or statistic not in STATISTICS:
+            raise UserError(
+                f"{where}: '{name}' is no objective; write METRIC.STATISTIC, such as ttft.p95: "
+                f"{', '.join(METRICS)}; {', '.join(STATISTICS)}"
+            )
+        found = _LIMIT.fullmatch(limit.strip())
+        if found is None:
+            raise UserError(f"{where}: {name} = '{limit}': write a time, such as 500ms or 1.5s")
+        limits[name] = float(found[1]) * _UNITS_MS[found[2]]
+    return limits
+
+
+def objectives(cell: Cell, limits: dict[str, float]) -> dict[str, Objective]:
+    """Each objective against the figure of ``cell``; ``met`` is ``None`` where that is not known:
+    not measured, too few samples, or INVALID."""
+    return {name: _objective(cell, name, limit_ms) for name, limit_ms in limits.items()}
+
+
+def _objective(cell: Cell, name: str, limit_ms: float) -> Objective:
+    metric, _, statistic = name.partition(".")
+    block: Block | None = getattr(cell, f"{metric}_ms")
+    value_ms: float | None = getattr(block, statistic) if block is not None else None
+    if value_ms is None or cell.verdict == "invalid":
+        return Objective(limit_ms, value_ms, None)
+    return Objective(limit_ms, value_ms, value_ms <= limit_ms)
