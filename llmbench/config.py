@@ -58,7 +58,9 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def lengths(self) -> tuple[list[int], int]:
         """The prompt lengths and the output length: short ones for the embedded engine."""
-        demo = all(target.engine for target in self.targets())
+        demo = all(
+            target.engine.startswith("llamacpp") and not target.model for target in self.targets()
+        )
         prompt_tokens = self.prompt_tokens or ([64] if demo else [128])
         return prompt_tokens, self.output_tokens or (16 if demo else 128)
 

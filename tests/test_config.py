@@ -58,6 +58,7 @@ def test_every_default() -> None:
         "calibrate": True,
         "agreement": False,
         "baseline": "",
+        "slo": {},
         "out": "",
         "format": "table",
     }
@@ -129,6 +130,7 @@ workers = "auto"
 calibrate = false
 agreement = true
 baseline = "one"
+slo = { "ttft.p95" = "500ms" }
 out = "here"
 format = "csv"
 """
@@ -153,6 +155,7 @@ def test_every_key_of_a_file(toml: Any) -> None:
         calibrate=False,
         agreement=True,
         baseline="one",
+        slo={"ttft.p95": "500ms"},
         out="here",
         format="csv",
     )

@@ -103,9 +103,7 @@ def processes(engine: Running) -> list[int]:
 
 @needs_xllamacpp
 @pytest.mark.parametrize("engine", ["llamacpp-server", "llamacpp"])
-async def test_a_cancelled_start_leaves_no_process(
-    gguf: Path, tmp_path: Path, engine: str
-) -> None:
+async def test_a_cancelled_start_leaves_no_process(gguf: Path, tmp_path: Path, engine: str) -> None:
     me = os.getpid()
     before = set(guard.descendants(me))
 

@@ -4,7 +4,7 @@
 
 ``WATCHED`` is the reading end of a pipe whose other end llmbench holds. The command ends when that
 is closed (llmbench is done, or was killed), when this process is sent SIGTERM, or by itself. The
-exit code is the command's. Standard library only: another interpreter may run it.
+exit code is the command's, and so is the signal that ended it. Standard library only: another interpreter may run it.
 """
 
 import ctypes
@@ -38,7 +38,16 @@ def main() -> int:
         return 127
     _wait(process, watched, reads)
     _end_all(process)
-    return process.returncode if process.returncode is not None else -signal.SIGKILL
+    if process.returncode < 0:
+        _end_by(-process.returncode)
+    return process.returncode
+
+
+def _end_by(number: int) -> None:
+    """End as the command did: an exit code in place of a signal could be one of its own."""
+    with suppress(OSError):  # SIGKILL has no handler to reset
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _wait(process: "subprocess.Popen[bytes]", watched: int, signals: int) -> None:

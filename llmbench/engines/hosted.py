@@ -72,12 +72,7 @@ class HostedEngine:
         assert process.stdout is not None
         try:
             self._send(self._options)
-            first = asyncio.create_task(process.stdout.readline())
-            with Waiting(f"loading {self.name}", self._progress) as waiting:
-                while not first.done():
-                    waiting.look()
-                    await asyncio.wait({first}, timeout=LOOK_S)
-            self.facts = self._ready(first.result())
+            self.facts = self._ready(await self._first_line(process.stdout))
             self._reader = asyncio.create_task(self._read(process.stdout))
         except BaseException:
             await self.process.stop()
@@ -93,6 +88,20 @@ class HostedEngine:
         if self._reader is not None:
             self._reader.cancel()
         await self.process.stop()
+
+    async def _first_line(self, lines: asyncio.StreamReader) -> bytes:
+        """What the engine says when it has loaded; empty once it has ended without a word."""
+        first = asyncio.create_task(lines.readline())
+        try:
+            with Waiting(f"loading {self.name}", self._progress) as waiting:
+                while not first.done():
+                    waiting.look()
+                    await asyncio.wait({first}, timeout=LOOK_S)
+        finally:
+            first.cancel()
+        if not (line := first.result()):
+            await self.process.ended()
+        return line
 
     def _ready(self, line: bytes) -> HostFacts:
         said = msgspec.json.decode(line) if line else {}
@@ -158,6 +167,7 @@ class HostedEngine:
             future = self._waiting.pop((said.id, said.sequence), None)
             if future is not None and not future.done():
                 future.set_result(line)
+        await self.process.ended()  # from here on nothing more is asked of it
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(ConnectionError(self._death()))

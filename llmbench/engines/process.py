@@ -62,6 +62,11 @@ class EngineProcess:
                 self.process.kill()
             await self.process.wait()
 
+    async def ended(self) -> None:
+        """Return once it has ended, and ``exited`` and ``why_it_ended`` know."""
+        if self.process is not None:
+            await self.process.wait()
+
     @property
     def exited(self) -> bool:
         return self.process is not None and self.process.returncode is not None
@@ -78,10 +83,7 @@ class EngineProcess:
         """One line: the signal that ended it, and what its log says."""
         code = self.process.returncode if self.process is not None else None
         why = last_words(self.log_path, self._log_start)
-        for number in (code, code - 256 if code else None):  # the guard hands it on as 256 - n
-            if number is not None and -65 < number < 0:
-                return f"killed by {signal.Signals(-number).name}; {why}"
-        return why
+        return f"killed by {signal.Signals(-code).name}; {why}" if code and code < 0 else why
 
 
 def _memory(pid: int) -> int | None:
