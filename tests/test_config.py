@@ -201,7 +201,7 @@ def test_concurrency_and_batch_size_exclude_each_other(toml: Any) -> None:
     assert refusal(one, path) == f"{path}: concurrency and batch_size: give one of the two"
     assert load_sweep(one | {"concurrency": [2]}, toml("batch_size = 4")).batch_size is None
     assert load_sweep(one | {"batch_size": [4]}, toml("concurrency = 2")).loads() == [
-        load_of(4, 64, 16, 72, batch_size=4)
+        load_of(4, 128, 128, 72, batch_size=4)
     ]
 
 

@@ -53,7 +53,7 @@ def test_a_round_that_is_not_full_takes_as_long() -> None:
         target=["http://a"], concurrency=[4], output_tokens=100, requests=9, warmup=5
     )
     assert table[1][5:] == ["9 + 5", "15 s"]  # 2 + 3 rounds of 3 s
-    assert below[0] == "1 cells, 14 requests with warm-up, about 15 s"
+    assert below[0] == "1 cell, 14 requests with warm-up, about 15 s"
 
 
 def test_the_clients_of_a_server_and_of_an_engine() -> None:
@@ -84,14 +84,14 @@ def test_the_clients_of_a_server_and_of_an_engine() -> None:
 def test_cells_by_time() -> None:
     table, below = planned(target=["http://a"], concurrency=[2], output_tokens=20, duration=86.0)
     assert table[1][5:] == ["by time + 2", "88 s"]  # the warm-up's reply, the time, the last reply
-    assert below == ["1 cells, by time, about 88 s"]
+    assert below == ["1 cell, by time, about 88 s"]
 
 
 def test_static_batches() -> None:
     table, below = planned(target=["onnx:d"], batch_size=[5], output_tokens=20)
     assert table[0][2] == "batch"
-    assert table[1] == ["onnx d", "engine", "5", "64", "20", "75 + 5", "16 s"]
-    assert below[0] == "1 cells, 80 requests with warm-up, about 46 s"
+    assert table[1] == ["onnx d", "engine", "5", "128", "20", "75 + 5", "16 s"]
+    assert below[0] == "1 cell, 80 requests with warm-up, about 46 s"
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def _summary(sweep: Sweep, cells: list[CellFacts]) -> list[str]:
     requests = sum(cell.load.requests + cell.load.warmup for cell in cells)
     by_time = sweep.duration is not None
     lines = [
-        f"{len(cells)} cells, {'by time' if by_time else f'{requests:,} requests with warm-up'}, "
+        f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}, {'by time' if by_time else f'{requests:,} requests with warm-up'}, "
         f"about {duration(total_s)}"
     ]
     if not by_time:
