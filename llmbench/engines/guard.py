@@ -4,7 +4,8 @@
 
 ``WATCHED`` is the reading end of a pipe whose other end llmbench holds. The command ends when that
 is closed (llmbench is done, or was killed), when this process is sent SIGTERM, or by itself. The
-exit code is the command's, and so is the signal that ended it. Standard library only: another interpreter may run it.
+exit code is the command's, and so is the signal that ended it. Standard library only: another
+interpreter may run it.
 """
 
 import ctypes

@@ -40,10 +40,9 @@ def _summary(sweep: Sweep, cells: list[CellFacts]) -> list[str]:
     total_s = sum(map(seconds, cells)) + START_S * len(starting)
     requests = sum(cell.load.requests + cell.load.warmup for cell in cells)
     by_time = sweep.duration is not None
-    lines = [
-        f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}, {'by time' if by_time else f'{requests:,} requests with warm-up'}, "
-        f"about {duration(total_s)}"
-    ]
+    sent = "by time" if by_time else f"{requests:,} requests with warm-up"
+    counted = f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}"
+    lines = [f"{counted}, {sent}, about {duration(total_s)}"]
     if not by_time:
         lines.append(
             f"guessed with {GUESSED_FIRST_TOKEN_S:g} s to the first token and "
