@@ -26,7 +26,7 @@ _BITS = (
 
 def bits(quantization: str | None) -> int:
     """About how many bits a weight has, by the name of its precision; 0 where it tells nothing."""
-    name = re.split(r"[-_ ]", (quantization or "").lower())[0]
+    name = re.split(r"[-_ ]", (quantization or "").lower().removeprefix("bnb-"))[0]
     return next((n for pattern, n in _BITS if re.fullmatch(pattern, name)), 0)
 
 

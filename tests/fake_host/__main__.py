@@ -1,7 +1,8 @@
 """``python tests/fake_host ENGINE``: an engine whose tokens come when they are known to.
 
-The options' model says how it behaves: ``steady``, ``refuses``, ``raises``, ``vanishes`` (before it
-is ready), ``dies`` and ``crashes`` (once it was asked to generate), ``fails``, ``slow``.
+The options' model says how it behaves: ``steady``, ``refuses``, ``raises``, ``vanishes`` and
+``hangs`` (before it is ready), ``dies`` and ``crashes`` (once asked to generate), ``fails``,
+``slow``.
 """
 
 import os
