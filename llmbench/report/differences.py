@@ -5,7 +5,7 @@ from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
-from llmbench.records import Cell
+from llmbench.records import Block, Cell
 from llmbench.report.comparison import load
 
 REFERENCE_CLIENT = "wire"
@@ -35,7 +35,8 @@ def client_taxes(cells: Sequence[Cell]) -> list[Difference]:
 def http_taxes(cells: Sequence[Cell]) -> list[Difference]:
     """What an engine that serves over HTTP needs beyond the same one in process, at each load.
 
-    The wire client stands for the way over HTTP, wherever it was used.
+    The wire client stands for the way over HTTP, wherever it was used. A difference whose 95%
+    intervals overlap is not stated: two runs of one engine differ by that much too.
     """
     inside = [cell for cell in cells if cell.client == IN_PROCESS_CLIENT]
     served = [cell for cell in cells if cell.client != IN_PROCESS_CLIENT]
@@ -43,12 +44,23 @@ def http_taxes(cells: Sequence[Cell]) -> list[Difference]:
         served = [cell for cell in served if cell.client == REFERENCE_CLIENT]
     return list(
         _told(
-            (base, cell)
-            for base in inside
-            for cell in served
-            if _same_work(base) == _same_work(cell)
+            (
+                (base, cell)
+                for base in inside
+                for cell in served
+                if _same_work(base) == _same_work(cell)
+            ),
+            sure=True,
         )
     )
+
+
+def _sure(base: Block, cell: Block) -> bool:
+    """Whether the medians' intervals leave no doubt that they differ; so too without intervals."""
+    if "p50" not in base.ci95 or "p50" not in cell.ci95:
+        return True
+    (low, high), (its_low, its_high) = base.ci95["p50"], cell.ci95["p50"]
+    return its_low > high or its_high < low
 
 
 def _engine_word(cell: Cell) -> str:
@@ -68,13 +80,14 @@ def _model_name(model: str) -> str:
     return Path(model).name if model.startswith(("/", ".", "~")) else model
 
 
-def _told(pairs: Iterable[tuple[Cell, Cell]]) -> Iterator[Difference]:
+def _told(pairs: Iterable[tuple[Cell, Cell]], sure: bool = False) -> Iterator[Difference]:
     for base, cell in pairs:
-        if added := _added(base, cell):
+        if added := _added(base, cell, sure):
             yield Difference(base, cell, added)
 
 
-def _added(base: Cell, cell: Cell) -> str:
+def _added(base: Cell, cell: Cell, sure: bool) -> str:
+    """The differences of the medians; with ``sure`` those alone that chance is not."""
     if "invalid" in (base.verdict, cell.verdict):
         return ""
     figures = [
@@ -85,5 +98,6 @@ def _added(base: Cell, cell: Cell) -> str:
         )
         if base_block and cell_block and base_block.p50 is not None and cell_block.p50 is not None
         if isfinite(base_block.p50) and isfinite(cell_block.p50)
+        if not sure or _sure(base_block, cell_block)
     ]
     return ", ".join(figures)

@@ -75,7 +75,9 @@ def _http_taxes(cells: Sequence[Cell]) -> list[str]:
     lines = []
     for (engine, served, inside), taxes in pairs.items():
         told = "; ".join(f"{tax.added} at {_load(tax.cell, cells)}" for tax in taxes)
-        lines.append(f"over HTTP, {engine} adds {told} ({served} beyond {inside})")
+        lines.append(
+            f"over HTTP, {engine} adds {told} ({served} beyond {inside}; where no doubt is left)"
+        )
     return lines
 
 
