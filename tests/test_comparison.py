@@ -258,8 +258,23 @@ def test_what_http_adds() -> None:
     ]
     assert said(cells, "over HTTP") == [
         "over HTTP, vllm 0.32.0 adds +3.10 ms on TTFT p50, +0.31 ms on ITL p50 at 1; "
-        "+1.00 ms on TTFT p50, +0.10 ms on ITL p50 at 4 (served beyond inside)"
+        "+1.00 ms on TTFT p50, +0.10 ms on ITL p50 at 4 (served beyond inside; where no doubt is left)"
     ]
+
+
+def test_what_http_may_add_by_chance_is_not_said() -> None:
+    def doubtful(target: str, client: str, ttft_ms: float) -> Cell:
+        made = same_engine(target, client, ttft_ms)
+        assert made.ttft_ms is not None
+        made.ttft_ms.ci95["p50"] = (ttft_ms - 2, ttft_ms + 2)
+        return made
+
+    cells = [doubtful("inside", "engine", 10.0), doubtful("served", "wire", 13.0)]
+    (line,) = said(cells, "over HTTP")
+    assert "TTFT" not in line
+    assert "+0.30 ms on ITL p50" in line
+    (line,) = said([cells[0], doubtful("served", "wire", 15.0)], "over HTTP")
+    assert "+5.00 ms on TTFT p50" in line
 
 
 @pytest.mark.parametrize(
