@@ -258,7 +258,8 @@ def test_what_http_adds() -> None:
     ]
     assert said(cells, "over HTTP") == [
         "over HTTP, vllm 0.32.0 adds +3.10 ms on TTFT p50, +0.31 ms on ITL p50 at 1; "
-        "+1.00 ms on TTFT p50, +0.10 ms on ITL p50 at 4 (served beyond inside; where no doubt is left)"
+        "+1.00 ms on TTFT p50, +0.10 ms on ITL p50 at 4 "
+        "(served beyond inside; where no doubt is left)"
     ]
 
 

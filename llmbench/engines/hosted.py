@@ -8,12 +8,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from llmbench import hosts
 from llmbench.engines.process import EngineProcess
 from llmbench.engines.server import LOOK_S, Waiting
 from llmbench.errors import Unmeasurable, UserError
+from llmbench.hosts.protocol import Facts
 
 CANCEL_TIMEOUT_S = 30.0
 
@@ -31,19 +32,6 @@ class Answer(Struct):
     error: str
 
 
-class HostFacts(Struct):
-    """What the engine says of itself when it is ready (``hosts.protocol.Facts``)."""
-
-    engine: str
-    model: str
-    quantization: str | None = None
-    device: str = "cpu"
-    versions: dict[str, str] = field(default_factory=dict)
-    load_s: float = 0.0
-    first_token_s: float | None = None
-    weights_bytes: int | None = None
-
-
 class HostedEngine:
     """Runs the host of ``engine`` for as long as entered. ``options`` are the host's."""
 
@@ -58,7 +46,7 @@ class HostedEngine:
         progress: bool,
     ) -> None:
         self.name = name
-        self.facts = HostFacts(engine="", model="")
+        self.facts = Facts(engine="", model="")
         folder = str(Path(hosts.__file__).parent)
         self.process = EngineProcess([python or sys.executable, folder, engine], {}, log_path)
         self._options = options
@@ -103,10 +91,10 @@ class HostedEngine:
             await self.process.ended()
         return line
 
-    def _ready(self, line: bytes) -> HostFacts:
+    def _ready(self, line: bytes) -> Facts:
         said = msgspec.json.decode(line) if line else {}
         if "ready" in said:
-            return msgspec.convert(said["ready"], HostFacts)
+            return msgspec.convert(said["ready"], Facts)
         if "error" in said:
             raise UserError(f"{self.name}: {said['error']}")
         raise Unmeasurable(
