@@ -92,13 +92,67 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
     provenance: Provenance | None = None
 
 
+class Message(Struct, frozen=True):
+    """One message of a conversation, in the words of the OpenAI API."""
+
+    role: str
+    content: str
+
+
+class Sample(Struct, frozen=True, kw_only=True):
+    """One row of a dataset or a trace: what to say, or how long it is, and when.
+
+    ``messages`` end with the user's. A row that has lengths and no text has ``prompt_tokens``;
+    ``blocks`` then names the blocks that its prompt is made of, equal ids being equal text.
+    ``output_tokens`` is the length of the reply. ``at_s`` is when the request is due, from the
+    first row of the file. What a row does not say is ``None`` or empty.
+    """
+
+    messages: list[Message] = []
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    at_s: float | None = None
+    blocks: list[int] = []
+
+
+class Content(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the requests of a cell say.
+
+    Synthetic prompts are cut from the ``text`` of that name; with a ``dataset`` its rows are played
+    in order, and again from the start where they run out. ``prompt_lengths`` and
+    ``output_lengths`` are the distributions that lengths are drawn from, empty for fixed ones.
+    ``shared_prefix`` is the share of a prompt that all of a cell have in common. A session has
+    ``turns`` turns, with a ``think_time`` (seconds, a distribution) between a reply and the next.
+    """
+
+    text: str = "lighthouse"
+    dataset: str = ""
+    format: str = ""
+    columns: dict[str, str] = {}
+    skip_broken: bool = False
+    prompt_lengths: str = ""
+    output_lengths: str = ""
+    shared_prefix: float = 0.0
+    cache: Literal["cold", "warm"] = "cold"
+    turns: int = 1
+    think_time: str = ""
+    natural_stops: bool = False
+    seed: int = 0
+
+
 class Load(Struct, frozen=True, kw_only=True):
-    """How one cell is loaded: a closed loop that keeps ``concurrency`` requests in flight.
+    """How one cell is loaded: by a closed loop that keeps ``concurrency`` requests in flight, or,
+    with a ``rate``, by an open loop whose requests are due on a clock of their own.
+
+    ``rate`` is requests a second, constant or changing (see ``plan/arrivals``), or ``trace`` for
+    the times of the dataset, ``speed`` times as fast; ``arrivals`` says how they scatter about it.
+    An open loop has at most ``concurrency`` requests in flight, any number where that is 0.
 
     The cell ends when ``requests`` have been measured or, where ``duration_s`` is set, when the
     window is that old. ``warmup`` requests come before the window and are never counted.
-    ``prompt_tokens`` and ``output_tokens`` are the lengths asked for. With a ``batch_size`` the
-    requests go out as static batches of that size, which is then the concurrency too.
+    ``prompt_tokens`` and ``output_tokens`` are the lengths asked for, on average. With a
+    ``batch_size`` the requests go out as static batches of that size, which is then the
+    concurrency too. ``grace_s`` is how long after its window an open loop waits for replies.
     """
 
     concurrency: int
@@ -108,6 +162,12 @@ class Load(Struct, frozen=True, kw_only=True):
     duration_s: float | None
     warmup: int
     batch_size: int | None = None
+    rate: str = ""
+    arrivals: str = ""
+    speed: float = 1.0
+    grace_s: float | None = None
+    until: str = ""
+    content: Content = Content()
 
 
 class Health(Struct, frozen=True, kw_only=True):
@@ -172,7 +232,10 @@ class CellFacts(Struct, frozen=True, kw_only=True):
 
 
 class Call(Struct, frozen=True):
-    """One request, encoded before its clock starts. ``body`` is the JSON document to post."""
+    """One request, encoded before its clock starts. ``body`` is the JSON document to post.
+
+    ``due_ns`` is when it is to be sent, in an open loop (see ``Trace``).
+    """
 
     cell: int
     index: int
@@ -180,6 +243,9 @@ class Call(Struct, frozen=True):
     phase: Phase
     request_id: str
     body: bytes
+    session: int = 0
+    turn: int = 0
+    due_ns: int | None = None
 
 
 class Connect(Struct, frozen=True, omit_defaults=True):
@@ -215,9 +281,11 @@ class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One request as it was seen: the bytes of the reply, and when they came. The evidence.
 
     ``end_ns`` is when the exchange was over, from ``sent_ns``. ``send_ns`` is how long the call
-    that sent the request took: it left then (0 where unknown). ``error`` is the kind of failure
-    that the transport saw (``reset``, ``timeout``, …) and ``detail`` its words; what the reply
-    itself says is decoded later.
+    that sent the request took: it left then (0 where unknown). ``due_ns`` is when an open loop
+    had it due, from the run's zero like ``sent_ns``, and ``queued_ns`` for how long after that it
+    waited because as many as may be were in flight. ``session`` and ``turn`` (from 0) place it in
+    its conversation. ``error`` is the kind of failure that the transport saw (``reset``,
+    ``timeout``, …) and ``detail`` its words; what the reply itself says is decoded later.
     """
 
     cell: int
@@ -226,6 +294,10 @@ class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     phase: Phase
     sent_ns: int
     end_ns: int
+    session: int = 0
+    turn: int = 0
+    due_ns: int | None = None
+    queued_ns: int = 0
     request_id: str = ""
     send_ns: int = 0
     status: int = 0
@@ -408,6 +480,22 @@ class Objective(Struct, frozen=True):
     met: bool | None
 
 
+class Turn(Struct, kw_only=True):
+    """The requests of one turn (from 1) of a cell's conversations."""
+
+    turn: int
+    ttft_ms: Block
+    prompt_tokens: Range | None = None
+    cached_share: float | None = None
+
+
+class LengthBin(Struct, kw_only=True):
+    """The requests of a cell whose replies had a length within ``output_tokens``."""
+
+    output_tokens: Range
+    tpot_ms: Block
+
+
 class Cost(Struct, frozen=True):
     """What a cell's requests cost, in the currency of the target's price."""
 
@@ -466,6 +554,22 @@ class Cell(Struct, kw_only=True):
     cost: Cost | None = None
     stages_ms: dict[str, float] | None = None
     stages_source: str | None = None
+    arrivals: str | None = None
+    ttft_from_sent_ms: Block | None = None
+    e2e_from_sent_ms: Block | None = None
+    dispatch_lag_ms: Block | None = None
+    queue_wait_ms: Block | None = None
+    arrivals_per_s: float | None = None
+    warmup_removed: int = 0
+    settled: bool | None = None
+    in_flight_growth: float | None = None
+    text: str | None = None
+    prompt_lengths: str | None = None
+    output_lengths: str | None = None
+    cache_asked: str | None = None
+    cached_share_source: str | None = None
+    turns: list[Turn] | None = None
+    tpot_by_length: list[LengthBin] | None = None
     ruler: Ruler = field(default_factory=Ruler)
     verdict: Verdict = "valid"
     reasons: list[str] = field(default_factory=list)
