@@ -189,6 +189,9 @@ def _print_cells(run: "Run", cells: Sequence["Cell"], style: str, baseline: str)
         ran = any(cell.target == baseline for cell in cells)  # an interrupted run may end before
         sys.stdout.write(RENDERERS[style](cells, baseline if ran else None))
         if style in ("table", "markdown"):
+            from llmbench.report.turns import render_turns
+
+            sys.stdout.write(render_turns(cells, style))
             from llmbench.report.provenance import render_provenance
 
             sys.stdout.write(render_provenance(run.host, run.targets, style))

@@ -1,22 +1,56 @@
 """Flags and TOML → Sweep: every default, and every check of what the user wrote."""
 
+import math
 import os
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
+from msgspec.structs import replace
 
+from llmbench.checks import check_load, dataset_format
 from llmbench.errors import UserError
 from llmbench.measure.slo import limits_ms
-from llmbench.records import Load, Target
+from llmbench.plan.arrivals import Rate, read_arrivals, read_rate
+from llmbench.plan.lengths import Length, read_length, read_lengths
+from llmbench.plan.prompts import DEFAULT_TEXT
+from llmbench.plan.until import LOOKS
+from llmbench.records import Content, Load, Target
 from llmbench.targets import IN_PROCESS, Defaults, TargetTable, read_targets, suggestion
 
 Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]  # infinity has no JSON form
 SOME = Meta(min_length=1)
+
+FEWEST_REQUESTS = 72
+OPEN_LOOP_S = 30.0
+OPEN_LOOP_WARMUP_S = 2.0
+OPEN_LOOP_GRACE_S = 30.0
+LEAST_WARMUP = 8
+MOST_REQUESTS = 1_000_000
+LISTED = (
+    "target",
+    "client",
+    "concurrency",
+    "batch_size",
+    "prompt_tokens",
+    "request_rate",
+    "cache",
+)
+"""The keys that hold lists; one value alone will do."""
+
+EXCLUSIVE = (
+    ("requests", "duration"),
+    ("until", "duration"),
+    ("concurrency", "batch_size"),
+    ("concurrency", "request_rate"),
+    ("batch_size", "request_rate"),
+)
+"""Pairs of which only one can be given."""
 
 
 class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,12 +71,31 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ca_file: str = ""
     concurrency: Annotated[list[Count], SOME] = field(default_factory=lambda: [1, 8, 32])
     batch_size: Annotated[list[Count], SOME] | None = None
-    prompt_tokens: Annotated[list[Count], SOME] | None = None
-    output_tokens: Count | None = None
+    prompt_tokens: Annotated[list[Count | str], SOME] | None = None
+    output_tokens: Count | str | None = None
     requests: Count | None = None
     duration: Seconds | None = None
+    until: str = ""
     warmup: Annotated[int, Meta(ge=0)] | None = None
+    request_rate: Annotated[list[float | str], SOME] | None = None
+    arrivals: str = "poisson"
+    speed: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    max_concurrency: Count | None = None
+    grace: Seconds | None = None
+    dataset: str = ""
+    dataset_format: str = ""
+    dataset_columns: dict[str, str] = {}
+    skip_broken: bool = False
+    text: str = DEFAULT_TEXT
+    shared_prefix: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    cache: Annotated[list[Literal["cold", "warm"]], SOME] = field(default_factory=lambda: ["cold"])
+    turns: Annotated[int, Meta(ge=1, le=1000)] = 1
+    think_time: float | str = ""
+    natural_stops: bool = False
+    seed: Annotated[int, Meta(ge=0)] = 0
     timeout: Seconds = 300.0
+    first_token_timeout: Seconds | None = None
+    max_failures: int | str = ""
     workers: Count | Literal["auto"] = 1
     calibrate: bool = True
     agreement: bool = False
@@ -56,34 +109,90 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         defaults = Defaults(self.model, self.api, self.api_key_env, self.ca_file)
         return read_targets(self.target, defaults)
 
-    def lengths(self) -> tuple[list[int], int]:
-        """The prompt lengths and the output length: short ones for the embedded engine."""
+    def lengths(self) -> list[tuple[Length, Length]]:
+        """The lengths of prompts and replies: short ones for the embedded engine."""
         demo = all(
             target.engine.startswith("llamacpp") and not target.model for target in self.targets()
         )
-        prompt_tokens = self.prompt_tokens or ([64] if demo else [128])
-        return prompt_tokens, self.output_tokens or (16 if demo else 128)
+        replies = read_length(str(self.output_tokens or (16 if demo else 128)), "--output-tokens")
+        prompts = ",".join(map(str, self.prompt_tokens or [64 if demo else 128]))
+        return [(prompt, own or replies) for prompt, own in read_lengths(prompts)]
 
     def loads(self) -> list[Load]:
-        """The grid of one target: prompt lengths outside, concurrency (or batch size) inside."""
-        prompt_tokens, output_tokens = self.lengths()
+        """The grid of one target: lengths outside, then cold and warm, the load inside."""
         return [
-            Load(
+            load
+            for prompt, reply in self.lengths()
+            for cache in self.cache
+            for load in self._of_lengths(prompt, reply, cache)
+        ]
+
+    def _of_lengths(
+        self, prompt: Length, reply: Length, cache: Literal["cold", "warm"]
+    ) -> Iterator[Load]:
+        content = Content(
+            text=self.text,
+            dataset=self.dataset,
+            format=self.dataset_format,
+            columns=self.dataset_columns,
+            skip_broken=self.skip_broken,
+            prompt_lengths="" if prompt.fixed else str(prompt),
+            output_lengths="" if reply.fixed else str(reply),
+            shared_prefix=self.shared_prefix,
+            cache=cache,
+            turns=self.turns,
+            think_time=str(self.think_time),
+            natural_stops=self.natural_stops,
+            seed=self.seed,
+        )
+        load = Load(
+            concurrency=self.max_concurrency or 0,
+            prompt_tokens=prompt.mean,
+            output_tokens=reply.mean,
+            requests=MOST_REQUESTS,
+            duration_s=self.duration,
+            warmup=0,
+            grace_s=self.grace,
+            until=self.until,
+            max_failures=str(self.max_failures),
+            content=content,
+        )
+        if self.request_rate:
+            for rate in self.request_rate:
+                yield self._open_loop(load, read_rate(str(rate)))
+            return
+        for at_once in self.batch_size or self.concurrency:
+            yield replace(
+                load,
                 concurrency=at_once,
-                prompt_tokens=length,
-                output_tokens=output_tokens,
                 requests=self._requests(at_once),
-                duration_s=self.duration,
                 warmup=self._warmup(at_once),
                 batch_size=at_once if self.batch_size else None,
             )
-            for length in prompt_tokens
-            for at_once in self.batch_size or self.concurrency
-        ]
+
+    def _open_loop(self, load: Load, rate: Rate) -> Load:
+        """As many requests as come in half a minute, but no fewer than a p95 needs, after two
+        seconds of warm-up; a trace is played from its first row to its last."""
+        if rate.mean is None:
+            requests, warmup = MOST_REQUESTS, 0
+        else:
+            requests = max(FEWEST_REQUESTS, math.ceil(OPEN_LOOP_S * rate.mean))
+            warmup = max(LEAST_WARMUP, math.ceil(OPEN_LOOP_WARMUP_S * rate.values[0]))
+        return replace(
+            load,
+            requests=self.requests or requests,
+            warmup=warmup if self.warmup is None else self.warmup,
+            rate=str(rate),
+            arrivals=str(read_arrivals(self.arrivals)),
+            speed=self.speed,
+            grace_s=OPEN_LOOP_GRACE_S if self.grace is None else self.grace,
+        )
 
     def _requests(self, at_once: int) -> int:
-        """72 for the 95% interval of a p95 to exist, and two a stream; whole batches."""
-        requests = self.requests or max(72, 2 * at_once)
+        """72 for the 95% interval of a p95 to exist, and two a stream; whole batches. The last of
+        the looks of ``until`` comes at sixteen times as many."""
+        fewest = max(FEWEST_REQUESTS, 2 * at_once) * (2 ** (LOOKS - 1) if self.until else 1)
+        requests = self.requests or fewest
         return -(-requests // at_once) * at_once if self.batch_size else requests
 
     def _warmup(self, at_once: int) -> int:
@@ -98,7 +207,7 @@ def load_sweep(flags: dict[str, Any], config: Path | None = None) -> Sweep:
     """
     settings = _read_toml(config) if config else {}
     _check_keys(settings, config)
-    for one, other in (("requests", "duration"), ("concurrency", "batch_size")):
+    for one, other in EXCLUSIVE:
         if {one, other} <= flags.keys():
             raise UserError(f"{_flag(one)} and {_flag(other)}: give one of the two")
         if {one, other} <= settings.keys():
@@ -110,12 +219,17 @@ def load_sweep(flags: dict[str, Any], config: Path | None = None) -> Sweep:
         sweep = msgspec.convert(settings, Sweep)
     except msgspec.ValidationError as problem:
         raise UserError(_where(str(problem), flags, config)) from None
-    for key in ("client", "concurrency", "batch_size", "prompt_tokens"):
+    for key in LISTED[1:]:
         listed = getattr(sweep, key) or []
         if len(set(listed)) < len(listed):
             raise UserError(f"{_place(key, flags, config)}: something stands there twice")
     _check_targets(sweep, flags, config)
-    return sweep
+
+    def place(key: str) -> str:
+        return _place(key, flags, config)
+
+    check_load(sweep, place)
+    return replace(sweep, dataset_format=dataset_format(sweep, place))
 
 
 def _check_targets(sweep: Sweep, flags: dict[str, Any], config: Path | None) -> None:
@@ -151,9 +265,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         settings = tomllib.loads(text)
     except tomllib.TOMLDecodeError as problem:
         raise UserError(f"{path}: not valid TOML: {problem}") from None
-    listed = ("target", "client", "concurrency", "batch_size", "prompt_tokens")
     return {
-        key: [value] if key in listed and not isinstance(value, list) else value
+        key: [value] if key in LISTED and not isinstance(value, list) else value
         for key, value in (
             (key, _expanded(value, f"{path}: {key}")) for key, value in settings.items()
         )

@@ -44,7 +44,7 @@ def parser(commands: Mapping[str, Run], command: str) -> argparse.ArgumentParser
 
 def _sweep_flags(parser: argparse.ArgumentParser) -> None:
     """Only what the user gives is set; every default lives in the configuration."""
-    from llmbench.lists import counts, pairs, words
+    from llmbench.lists import counts, items, pairs, words
 
     def flag(name: str, text: str, **options: Any) -> None:
         parser.add_argument(name, default=argparse.SUPPRESS, help=text, **options)
@@ -76,14 +76,14 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
     )
     flag(
         "--prompt-tokens",
-        "prompt lengths, as the server counts them (default: 128; 64 for the embedded engine)",
-        type=counts,
+        "prompt lengths, as the server counts them (default: 128; 64 for the embedded engine): "
+        "128,1024, normal(512,128), uniform(…), lognormal(…), or with the reply's, as in 128:64",
+        type=items,
         metavar="N,…",
     )
     flag(
         "--output-tokens",
-        "length of the replies (default: 128; 16 for the embedded engine)",
-        type=int,
+        "length of the replies (default: 128; 16 for the embedded engine), or its distribution",
         metavar="N",
     )
     flag(
@@ -93,8 +93,26 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
     )
     flag("--duration", "measure each cell for S seconds instead", type=float, metavar="S")
+    flag(
+        "--until",
+        "measure until TTFT is certain: ci=5%% (of p50), ttft.p95=10%%; --requests is the most",
+        metavar="M=P%",
+    )
     flag("--warmup", "requests before each window (default: one a stream)", type=int, metavar="N")
+    _open_loop_flags(flag)
+    _content_flags(flag)
     flag("--timeout", "seconds until a request has failed (default: 300)", type=float, metavar="S")
+    flag(
+        "--first-token-timeout",
+        "seconds until a request without a token has failed",
+        type=float,
+        metavar="S",
+    )
+    flag(
+        "--max-failures",
+        "end a cell with more failed requests than N, or than a share of them, as in 20%%",
+        metavar="N",
+    )
     flag(
         "--api-key-env",
         "environment variable with the API key (default: OPENAI_API_KEY)",
@@ -139,6 +157,63 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the plan, the number of requests and the estimated time, and stop",
     )
+
+
+def _open_loop_flags(flag: Callable[..., None]) -> None:
+    from llmbench.lists import items
+
+    flag(
+        "--request-rate",
+        "an open loop instead of --concurrency: requests a second, such as 2,8,32; ramp(2,32); "
+        "steps(2,8,32); or trace for the dataset's own times",
+        type=items,
+        metavar="R,…",
+    )
+    flag("--arrivals", "poisson (the default), constant, or gamma(B), bursty below 1", metavar="A")
+    flag("--speed", "how many times as fast a trace is replayed", type=float, metavar="X")
+    flag(
+        "--max-concurrency",
+        "most requests in flight with a rate; the others wait, and that counts",
+        type=int,
+        metavar="N",
+    )
+    flag(
+        "--grace",
+        "seconds to wait for replies after the window (default: 30 with a rate)",
+        type=float,
+        metavar="S",
+    )
+
+
+def _content_flags(flag: Callable[..., None]) -> None:
+    from llmbench.lists import pairs, words
+
+    flag("--text", "what prompts are cut from: chat, rag, code, summary, voice, …", metavar="NAME")
+    flag("--dataset", "prompts, or a trace, from a file instead (docs/datasets.md)", metavar="FILE")
+    flag("--dataset-format", "its format, where that cannot be seen", metavar="NAME")
+    flag(
+        "--dataset-columns",
+        "which of its columns are ours, as in prompt=question,output_tokens=n",
+        type=pairs,
+        metavar="OURS=ITS,…",
+    )
+    flag("--skip-broken", "pass over rows that cannot be read", action="store_true")
+    flag(
+        "--shared-prefix",
+        "share of each prompt, from 0 to 1, that all of a cell begin with",
+        type=float,
+        metavar="X",
+    )
+    flag(
+        "--cache",
+        "cold (the default: no two prompts begin alike), warm (all are alike), or both",
+        type=words,
+        metavar="C,…",
+    )
+    flag("--turns", "turns of a conversation (default: 1)", type=int, metavar="N")
+    flag("--think-time", "seconds between turns: 2, 500ms, lognormal(2,0.5), …", metavar="T")
+    flag("--natural-stops", "let replies end where the model ends them", action="store_true")
+    flag("--seed", "of all that is drawn (default: 0)", type=int, metavar="N")
 
 
 def _calibrate_flags(parser: argparse.ArgumentParser) -> None:

@@ -27,6 +27,15 @@ def words(text: str) -> list[str]:
     return values
 
 
+def items(text: str) -> list[str]:
+    """``"128,normal(512,128)"``, split at the commas outside of parentheses; none twice."""
+    values = [item.strip() for item in re.split(r",(?![^()]*\))", text)]
+    for value in values:
+        if values.count(value) > 1:
+            raise argparse.ArgumentTypeError(f"'{value}' stands there twice")
+    return values
+
+
 def pairs(text: str) -> dict[str, str]:
     """``"ttft.p95=500ms,e2e.p99=2s"`` as a mapping."""
     parts = [word.partition("=") for word in words(text)]

@@ -14,13 +14,20 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 # msgspec wants the bare class, mypy its item type.
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     Integers = array[int]
+    Column = NDArray[Any]
 else:
     Integers = array
+    Column = Any
 
 Phase = Literal["warmup", "measured", "cooldown"]
 Stamps = Literal["kernel", "user", "engine"]
 Verdict = Literal["valid", "partial", "invalid"]
+
+TRACE = "trace"
+"""The rate of a load whose requests are due when the rows of its dataset say."""
 
 
 class ModelFile(Struct, frozen=True, omit_defaults=True):
@@ -139,6 +146,16 @@ class Content(Struct, frozen=True, kw_only=True, omit_defaults=True):
     natural_stops: bool = False
     seed: int = 0
 
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether requests begin alike on purpose, and a server may use what it has cached."""
+        return (
+            self.cache == "warm"
+            or self.turns > 1
+            or self.shared_prefix > 0
+            or self.format == "mooncake"
+        )
+
 
 class Load(Struct, frozen=True, kw_only=True):
     """How one cell is loaded: by a closed loop that keeps ``concurrency`` requests in flight, or,
@@ -152,7 +169,8 @@ class Load(Struct, frozen=True, kw_only=True):
     window is that old. ``warmup`` requests come before the window and are never counted.
     ``prompt_tokens`` and ``output_tokens`` are the lengths asked for, on average. With a
     ``batch_size`` the requests go out as static batches of that size, which is then the
-    concurrency too. ``grace_s`` is how long after its window an open loop waits for replies.
+    concurrency too. ``grace_s`` is how long after its window a cell waits for replies. ``until``
+    is a precision that ends the window, and ``max_failures`` what ends the cell.
     """
 
     concurrency: int
@@ -167,6 +185,7 @@ class Load(Struct, frozen=True, kw_only=True):
     speed: float = 1.0
     grace_s: float | None = None
     until: str = ""
+    max_failures: str = ""
     content: Content = Content()
 
 
@@ -202,14 +221,23 @@ class ServerTime(Struct, frozen=True):
     requests: float
 
 
+class CachedTokens(Struct, frozen=True):
+    """What a server's own counters say of its prefix cache in one cell: prompt tokens that were
+    looked up, and those of them that were there."""
+
+    hits: float
+    queries: float
+
+
 class CellFacts(Struct, frozen=True, kw_only=True):
     """What is known of a cell beside its requests: the plan, the server's answers, how it ended.
 
     ``target`` is an index into the sweep's targets, ``stored`` how many requests were written
     down. ``unmeasured`` says why there are no requests, ``stopped`` why there are fewer than
-    planned; both are empty for a cell that ran its course. ``memory_bytes`` is what the engine's
-    processes held when it ended; ``server_times`` are by stage, from the server's metrics before
-    and after.
+    planned; both are empty for a cell that ran its course. ``remarks`` are what else its reader
+    should know, such as rows of a dataset that were passed over. ``memory_bytes`` is what the
+    engine's processes held when it ended; ``server_times`` are by stage and ``server_cached`` of
+    its prefix cache, from the server's metrics before and after.
     """
 
     cell: int
@@ -225,8 +253,10 @@ class CellFacts(Struct, frozen=True, kw_only=True):
     stored: int | None = None
     unmeasured: str = ""
     stopped: str = ""
+    remarks: list[str] = []
     memory_bytes: int | None = None
     server_times: dict[str, ServerTime] = field(default_factory=dict)
+    server_cached: CachedTokens | None = None
     health: Health | None = None
     calibration: Calibration | None = None
 
@@ -388,37 +418,79 @@ class Timeline(Struct, frozen=True, kw_only=True):
 
 
 class RequestMetrics(Struct, frozen=True, kw_only=True):
-    """One request's figures, in seconds from ``sent``; ``None`` where the reply does not tell.
+    """One request's figures, small enough to keep all of a cell's; ``None`` where nothing tells.
 
-    A failed request has no latencies. ``tokens`` is the output length from the best source there
-    is, which ``token_source`` names.
+    ``ttfr_s``, ``ttft_s``, ``ttfat_s`` and ``e2e_s`` count from ``start_ns``. A failed request has
+    none of them, and one that was cut off (``cancelled``) those that it lived to see. ``tokens`` is
+    the output length from the best source there is, which ``token_source`` names; ``head_share`` is
+    the share of them, but for the first, that came with the first event.
+
+    The reply had ``events`` content events, the first ``first_ns`` and the last ``last_ns`` after
+    ``sent_ns``, and ``gaps_s`` between them. Those are of 24 bits: 0.6 ns at 10 ms, less than any
+    stamp resolves. ``counted`` says that the server kept a running count of tokens; ``steps`` is by
+    how much it rose at each event after the first, where that was not always 1.
+
+    A good reply has the ruler's evidence: ``lag_ms``, how late each read was, of 11 bits and at
+    most 65 s; ``shared`` of the events shared a read with a later one, and may be ``slack_ms``
+    (as coarse, rounded up) older than they look, an item an event where any is. ``late_slack_ms``
+    is the same of reads that the client was late for (``measure/ruler``), and 0 for the others.
     """
 
     phase: Phase
     index: int = 0
+    turn: int = 0
     sent_ns: int
     end_ns: int
-    send_ns: int
-    timeline: Timeline
+    send_ns: int = 0
+    due_ns: int | None = None
+    queued_ns: int = 0
+    failure: str = ""
+    detail: str = ""
+    finish: str = ""
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
     tokens: int
     token_source: str
+    chars: int = 0
+    head_share: float | None = None
+    stages_ms: dict[str, float] = field(default_factory=dict)
     ttfr_s: float | None = None
     ttft_s: float | None = None
     ttfat_s: float | None = None
     e2e_s: float | None = None
     tpot_s: float | None = None
-    lag_ns: Integers
+    events: int
+    first_ns: int | None = None
+    last_ns: int | None = None
+    gaps_s: Column
+    counted: bool = False
+    steps: Column | None = None
+    lag_ms: Column
+    shared: int = 0
+    slack_ms: Column | None = None
+    late_slack_ms: Column | None = None
     stamps: Stamps
     connect: Connect | None = None
     via: str = ""
+
+    @property
+    def start_ns(self) -> int:
+        """When the user's clock started: when it was due, or sent in a closed loop."""
+        return self.sent_ns if self.due_ns is None else self.due_ns
+
+    @property
+    def late_s(self) -> float:
+        """How long after its start it was sent; negative where it was early."""
+        return (self.sent_ns - self.start_ns) / 1e9
 
 
 class Block(Struct, kw_only=True):
     """One distribution. ``n`` counts samples; a quantile too rare for its sample is ``None``.
 
-    Quantiles count a failed request as +∞, and leave out what the user cut off; ``mean``, ``min``
-    and ``max`` are of the good ones. ``ci95`` holds the 95% interval of each quantile that is
-    shown. ``p1`` and ``p5`` exist where the slow side of a distribution is its low one.
+    Quantiles count a failed request as +∞, and one that was cut off as at least as slow as it was
+    seen to be; ``mean``, ``min`` and ``max`` are of what is known. ``ci95`` holds the 95% interval
+    of each quantile that is shown. ``p1`` and ``p5`` exist where the slow side of a distribution
+    is its low one.
     """
 
     n: int

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmbench.apis import APIS, chunks
 from llmbench.apis.chunks import MALFORMED, error_message
 from llmbench.apis.dialect import DIALECTS, Dialect
-from llmbench.records import Event, Kind, PromptDetails, Usage
+from llmbench.records import Content, Event, Kind, Message, PromptDetails, Usage
 
 EXACT, TRANSFORMERS, STANDARD, REASONING, BARE = DIALECTS
 
@@ -295,12 +295,15 @@ OPTIONS: list[tuple[Dialect, dict[str, Any]]] = [
 ]
 
 
+SAID = [Message("user", 'say "é"')]
+
+
 @pytest.mark.parametrize(("dialect", "options"), OPTIONS, ids=lambda it: getattr(it, "name", ""))
 def test_what_is_asked_of_a_server(dialect: Dialect, options: dict[str, Any]) -> None:
-    asked = json.loads(APIS["chat"].encode("m", 'say "é"', 9, dialect))
+    asked = json.loads(APIS["chat"].encode("m", SAID, 9, dialect, Content()))
     messages = [{"role": "user", "content": 'say "é"'}]
     assert asked == {"model": "m", "messages": messages, "stream": True} | options
-    asked = json.loads(APIS["completions"].encode("m", 'say "é"', 9, dialect))
+    asked = json.loads(APIS["completions"].encode("m", SAID, 9, dialect, Content()))
     assert asked == {"model": "m", "prompt": 'say "é"', "stream": True} | options
     assert dialect.exact_length == (dialect is EXACT)
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import TOKENS, Certificates, Peer, chunk, content, finish, port_of, raw_server, sse
@@ -16,10 +16,11 @@ from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import endpoint
 from llmbench.drive.openai_client import OpenAIClient
+from llmbench.drive.timeouts import Timeouts
 from llmbench.drive.wire import WireClient
 from llmbench.measure.metrics import measure
 from llmbench.measure.timeline import decode
-from llmbench.records import Call, RequestMetrics, Target, Trace
+from llmbench.records import Call, Content, Message, RequestMetrics, Target, Timeline, Trace
 from llmbench.truth.process import TruthServer
 
 Truth = Callable[..., TruthServer]
@@ -43,7 +44,7 @@ async def connected(
         case "openai":
             client = OpenAIClient(where, path, timeout_s, clock)
         case _:
-            client = WireClient(where, path, [0], timeout_s, clock)
+            client = WireClient(where, path, [0], Timeouts(timeout_s), clock)
     try:
         await client.open()
         yield client
@@ -53,7 +54,9 @@ async def connected(
 
 
 def call(index: int = 0, *, api: str = "chat", tokens: int = 5, dialect: int = 0) -> Call:
-    body = APIS[api].encode("truth", "one two three", tokens, DIALECTS[dialect])
+    body = APIS[api].encode(
+        "truth", [Message("user", "one two three")], tokens, DIALECTS[dialect], Content()
+    )
     return Call(0, index, 0, "measured", f"r{index}", body)
 
 
@@ -66,8 +69,16 @@ def text(trace: Trace, api: str = "chat") -> str:
     return "".join(event.text for event in APIS[api].decode(parse(trace.body)))
 
 
-def figures(trace: Trace, api: str = "chat") -> RequestMetrics:
-    return measure(trace, decode(trace, APIS[api].decode))
+class Seen(NamedTuple):
+    """What a reply says, and its figures."""
+
+    timeline: Timeline
+    metrics: RequestMetrics
+
+
+def figures(trace: Trace, api: str = "chat") -> Seen:
+    timeline = decode(trace, APIS[api].decode)
+    return Seen(timeline, measure(trace, timeline))
 
 
 GOOD: dict[str, dict[str, Any]] = {
@@ -95,14 +106,15 @@ async def test_good_replies_are_the_same_to_all(truth: Truth, case: str) -> None
     seen = {name: figures(trace) for name, trace in traces.items()}
     wire = seen["wire"]
     assert wire.timeline.failure == ""
-    assert wire.tokens == (3 if case == "stops early" else 5)
+    assert wire.metrics.tokens == (3 if case == "stops early" else 5)
     expected = "length" if case not in ("tool call", "stops early") else None
     assert expected is None or wire.timeline.finish == expected
     for name in ("aiohttp", "openai"):
         other = seen[name]
         assert text(traces[name]) == text(traces["wire"])
         assert other.timeline.failure == ""
-        assert (other.tokens, other.token_source) == (wire.tokens, wire.token_source)
+        assert other.metrics.tokens == wire.metrics.tokens
+        assert other.metrics.token_source == wire.metrics.token_source
         assert other.timeline.finish == wire.timeline.finish
         assert other.timeline.usage == wire.timeline.usage
         assert other.timeline.chars == wire.timeline.chars
@@ -121,7 +133,7 @@ async def test_completions(truth: Truth, name: str) -> None:
     trace = await once(name, server.url, api="completions")
     seen = figures(trace, "completions")
     assert text(trace, "completions") == "".join(TOKENS)
-    assert (seen.tokens, seen.timeline.finish) == (5, "length")
+    assert (seen.metrics.tokens, seen.timeline.finish) == (5, "length")
     assert seen.timeline.usage.prompt_tokens == 3
     assert server.log()[0].path == "/v1/completions"
 
@@ -179,7 +191,7 @@ async def test_failures_are_the_same_to_all_and_asked_once(
         seen = figures(trace)
         assert seen.timeline.failure == kind, seen.timeline.detail
         assert words in seen.timeline.detail
-        assert seen.ttft_s is None
+        assert seen.metrics.ttft_s is None
         if case == "429":
             assert "Retry-After: 7" in seen.timeline.detail
         if kind == "truncated" and "at once" not in case:
@@ -322,6 +334,6 @@ async def test_the_stamps_follow_the_truth(truth: Truth, name: str) -> None:
     first_ns = reply.token_sent_ns[0]
     for at_ns, sent_ns in zip(seen.timeline.at_ns, reply.token_sent_ns, strict=True):
         assert at_ns - seen.timeline.at_ns[0] >= sent_ns - first_ns - 50 * MS
-    assert seen.ttft_s is not None
-    assert seen.ttft_s >= reply.ttft_ns / 1e9 - 1e-4 if reply.ttft_ns else False
+    assert seen.metrics.ttft_s is not None
+    assert seen.metrics.ttft_s >= reply.ttft_ns / 1e9 - 1e-4 if reply.ttft_ns else False
     assert list(seen.timeline.at_ns) == sorted(seen.timeline.at_ns)

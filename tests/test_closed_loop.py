@@ -19,10 +19,10 @@ from llmbench.drive.board import FAILURES_IN_A_ROW
 from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
 from llmbench.drive.closed_loop import ClosedLoop
-from llmbench.drive.endpoint import endpoint
+from llmbench.drive.job import Job
 from llmbench.drive.spool import Spool
-from llmbench.drive.wire import WireClient
-from llmbench.records import Call, Load, Phase, Target, Trace
+from llmbench.plan.scale import Scale
+from llmbench.records import Call, CellFacts, Load, Phase, Target, Trace
 from llmbench.truth.log import Reply
 from llmbench.truth.process import TruthServer
 
@@ -74,15 +74,18 @@ async def cell(
         warmup=concurrency if warmup is None else warmup,
     )
 
-    def make_call(index: int, stream: int, phase: Phase) -> Call:
-        body = CHAT.encode("truth", f"{index} hi", tokens, DIALECTS[0])
-        return Call(0, index, stream, phase, f"{phase}-{index}", body)
-
     clock = Clock(0)
-    target = Target(spec=url, name="t", url=f"{url}/v1")
-    own = client or WireClient(endpoint(target), CHAT.path, range(concurrency), 10.0, clock)
+    job = Job(
+        facts=CellFacts(cell=0, target=0, client="wire", load=load),
+        target=Target(spec=url, name="t", url=f"{url}/v1", model="truth"),
+        dialect=DIALECTS[0],
+        scale=Scale(),
+        salt="s",
+        timeout_s=10.0,
+    )
+    own = client or job.client(clock)
     spool = Spool(folder)
-    ran = Ran(ClosedLoop(load, own, make_call, spool), spool, clock)
+    ran = Ran(ClosedLoop(load, own, job, spool), spool, clock)
     try:
         await own.open()
         yield ran
@@ -156,7 +159,8 @@ async def test_exactly_the_asked_number_is_measured(
     # What is sent in the cool-down only keeps the load up: at most one a stream is cut off.
     assert sum(trace.error == "cancelled" for trace in cool) <= concurrency - 1
     assert {trace.error for trace in cool} <= {"", "cancelled"}
-    asked = Counter(reply.request_id.partition("-")[0] for reply in server.log())
+    phases = {trace.request_id: trace.phase for trace in everything}
+    asked = Counter(phases[reply.request_id] for reply in server.log())
     assert asked["measured"] == requests
     assert sorted(trace.index for trace in everything) == list(range(len(everything)))
 

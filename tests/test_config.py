@@ -52,8 +52,27 @@ def test_every_default() -> None:
         "output_tokens": None,
         "requests": None,
         "duration": None,
+        "until": "",
         "warmup": None,
+        "request_rate": None,
+        "arrivals": "poisson",
+        "speed": 1.0,
+        "max_concurrency": None,
+        "grace": None,
+        "dataset": "",
+        "dataset_format": "",
+        "dataset_columns": {},
+        "skip_broken": False,
+        "text": "lighthouse",
+        "shared_prefix": 0.0,
+        "cache": ["cold"],
+        "turns": 1,
+        "think_time": "",
+        "natural_stops": False,
+        "seed": 0,
         "timeout": 300.0,
+        "first_token_timeout": None,
+        "max_failures": "",
         "workers": 1,
         "calibrate": True,
         "agreement": False,
@@ -124,8 +143,18 @@ concurrency = [1, 4]
 prompt_tokens = [64, 512]
 output_tokens = 9
 requests = 5
+until = "ci=5%"
 warmup = 0
+grace = 3
+text = "rag"
+shared_prefix = 0.5
+cache = ["cold"]
+turns = 3
+think_time = "500ms"
+natural_stops = true
+seed = 7
 timeout = 2
+max_failures = "20%"
 workers = "auto"
 calibrate = false
 agreement = true
@@ -133,6 +162,19 @@ baseline = "one"
 slo = { "ttft.p95" = "500ms" }
 out = "here"
 format = "csv"
+"""
+
+EVERY_OTHER_KEY = """
+request_rate = ["trace", "ramp(2,8)"]
+arrivals = "gamma(0.5)"
+speed = 2
+max_concurrency = 64
+dataset = "{path}"
+dataset_format = "csv"
+dataset_columns = { prompt = "question" }
+skip_broken = true
+duration = 1.5
+first_token_timeout = 4
 """
 
 
@@ -149,8 +191,18 @@ def test_every_key_of_a_file(toml: Any) -> None:
         prompt_tokens=[64, 512],
         output_tokens=9,
         requests=5,
+        until="ci=5%",
         warmup=0,
+        grace=3.0,
+        text="rag",
+        shared_prefix=0.5,
+        cache=["cold"],
+        turns=3,
+        think_time="500ms",
+        natural_stops=True,
+        seed=7,
         timeout=2.0,
+        max_failures="20%",
         workers="auto",
         calibrate=False,
         agreement=True,
@@ -159,12 +211,31 @@ def test_every_key_of_a_file(toml: Any) -> None:
         out="here",
         format="csv",
     )
-    assert load_sweep({}, toml("duration = 1.5")).duration == 1.5
-    assert set(Sweep.__struct_fields__) == {
-        *(line.split(" = ")[0] for line in EVERY_KEY.strip().splitlines()),
-        "duration",  # requests or this
-        "batch_size",  # concurrency or this
-    }
+
+
+def test_every_key_of_an_open_loop(toml: Any, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("at,question\n0,one\n", encoding="utf-8")
+    sweep = load_sweep({"target": ["http://a"]}, toml(EVERY_OTHER_KEY.replace("{path}", str(rows))))
+    assert sweep == Sweep(
+        target=["http://a"],
+        request_rate=["trace", "ramp(2,8)"],
+        arrivals="gamma(0.5)",
+        speed=2.0,
+        max_concurrency=64,
+        dataset=str(rows),
+        dataset_format="csv",
+        dataset_columns={"prompt": "question"},
+        skip_broken=True,
+        duration=1.5,
+        first_token_timeout=4.0,
+    )
+
+
+def test_no_key_is_left_out() -> None:
+    lines = (EVERY_KEY + EVERY_OTHER_KEY).split("\n")
+    told = {line.split(" = ")[0] for line in lines if line}
+    assert set(Sweep.__struct_fields__) == told | {"batch_size"}  # concurrency or this
 
 
 def test_one_value_will_do_for_a_list(toml: Any) -> None:

@@ -21,14 +21,23 @@ from llmbench.drive.clock import Clock
 from llmbench.drive.engine_client import EngineClient
 from llmbench.drive.inline import Inline
 from llmbench.drive.job import Job
-from llmbench.engines.hosted import HostedEngine
+from llmbench.engines import models
+from llmbench.engines.hosted import Answer, HostedEngine
 from llmbench.errors import Unmeasurable, UserError
 from llmbench.measure.cell import measure_cell
+from llmbench.plan.scale import Scale
 from llmbench.records import Call, CellFacts, Load, Target, Trace
 
 MS = 1_000_000
 TARGET = Target(spec="fake:", name="fake", engine="llamacpp", model="faked")
 LAST_WORDS = "CUDA error: out of memory"
+REAL_HOSTS = hosts.__file__
+CONVERSATION = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "one two"},
+    {"role": "assistant", "content": "three"},
+    {"role": "user", "content": "Say only: hi"},
+]
 
 needs_xllamacpp = pytest.mark.skipif(not find_spec("xllamacpp"), reason="needs llmbench[local]")
 
@@ -58,8 +67,9 @@ async def client(
         clock.close()
 
 
-def call(index: int = 0, tokens: int = 5) -> Call:
-    document = {"messages": [{"role": "user", "content": "one two"}], "max_tokens": tokens}
+def call(index: int = 0, tokens: int = 5, **fields: Any) -> Call:
+    plain = {"messages": [{"role": "user", "content": "one two"}], "ignore_eos": True}
+    document = plain | {"max_tokens": tokens} | fields
     return Call(0, index, index, "measured", f"id-{index}", json.dumps(document).encode())
 
 
@@ -79,10 +89,9 @@ async def cell(
             facts=facts,
             target=TARGET,
             dialect=DIALECTS[0],
-            words=8,
+            scale=Scale(((8, 8),)),
             salt="s",
             timeout_s=timeout_s,
-            streams=list(range(load.concurrency)),
         )
         runner = Inline(job, folder, clock, engine)
         try:
@@ -216,6 +225,40 @@ async def test_an_engine_that_fails_on_a_call_lives_on(tmp_path: Path) -> None:
     assert {each.detail for each in traces} == {"ValueError: no room for it"}
 
 
+async def test_a_conversation_goes_to_the_engine_as_it_is(tmp_path: Path) -> None:
+    async with client("steady", tmp_path) as engine:
+        trace = await engine.exchange(call(messages=CONVERSATION))
+    assert trace.error == ""
+    assert documents(trace)[0]["usage"]["prompt_tokens"] == 4 * 3 + 8
+
+
+async def test_what_is_no_prompt_is_refused_in_one_line(tmp_path: Path) -> None:
+    async with hosted("steady", tmp_path) as engine:
+        assert await engine.count("chat", CONVERSATION) == 20
+        with pytest.raises(Unmeasurable, match="fake: messages are for the chat API alone"):
+            await engine.count("completions", CONVERSATION)
+        with pytest.raises(Unmeasurable, match="fake: the last message of a conversation has to"):
+            await engine.count("chat", CONVERSATION[:3])
+
+
+@pytest.mark.parametrize(
+    ("fields", "finish", "counts"),
+    [
+        ({"ignore_eos": True}, "length", [1, 1, 1, 2]),
+        ({"ignore_eos": False}, "stop", [1, 2]),
+        ({"ignore_eos": False, "max_tokens": 3}, "length", [1, 2]),
+    ],
+)
+async def test_a_reply_may_stop_by_itself(
+    tmp_path: Path, fields: dict[str, Any], finish: str, counts: list[int]
+) -> None:
+    async with client("steady", tmp_path) as engine:
+        trace = await engine.exchange(call(**fields))
+    *events, last = documents(trace)
+    assert last["choices"][0]["finish_reason"] == finish
+    assert [each["choices"][0]["token_count"] for each in events] == counts
+
+
 # ── cells ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -296,3 +339,40 @@ def test_a_sweep_of_llama_cpp_in_process(
     greedy = target["provenance"].get("greedy", [])
     assert all(0 < len(reply) <= 32 for reply in greedy)
     assert bool(greedy) != batched
+
+
+@needs_xllamacpp
+async def test_llama_cpp_takes_conversations_and_stops_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "__file__", REAL_HOSTS)
+    options = {"model": str(models.embedded_model(progress=False)), "parallel": 2}
+    real = HostedEngine(
+        "real", "llamacpp", options, python="", log_path=tmp_path / "log", progress=False
+    )
+    said, last = CONVERSATION[1:], CONVERSATION[-1]["content"]  # a default system message is longer
+    async with asyncio.timeout(60), real as engine:
+        assert await engine.count("chat", said) > await engine.count("chat", last)
+        exact, natural, cut = await asyncio.gather(
+            *(
+                engine.generate("chat", [said, last], tokens, exact=exact)
+                for tokens, exact in ((20, True), (20, False), (1, False))
+            )
+        )
+        (refused,) = await engine.generate("completions", [said], 1)
+    assert [finish_of(each) for each in exact] == [("", "length", 20)] * 2
+    assert [finish_of(each) for each in cut] == [("", "length", 1)] * 2
+    for stopped, whole in zip(natural, exact, strict=True):
+        error, finish, tokens = finish_of(stopped)
+        assert (error, finish) == ("", "stop")
+        assert 0 < tokens < 20
+        texts = [[text for _, _, text in each.events] for each in (stopped, whole)]
+        assert texts[0] == texts[1][: len(texts[0])]
+        assert "".join(texts[0]).strip()
+        span_ms = (stopped.events[-1][0] - stopped.events[0][0]) / MS
+        assert stopped.stages["decode_ms"] == pytest.approx(span_ms, abs=5)
+    assert refused.error == "messages are for the chat API alone: completions take a text"
+
+
+def finish_of(answer: Answer) -> tuple[str, str, int]:
+    return answer.error, answer.finish, sum(tokens for _, tokens, _ in answer.events)

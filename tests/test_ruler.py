@@ -4,16 +4,19 @@ from array import array
 
 import pytest
 
+from llmbench.measure.metrics import measure
 from llmbench.measure.ruler import add_calibration, from_evidence, too_uncertain
 from llmbench.records import (
     Block,
     Calibration,
     Cell,
     Counts,
+    Reads,
     RequestMetrics,
     Ruler,
     Stamps,
     Timeline,
+    Trace,
 )
 from llmbench.truth.errors import compare
 from llmbench.truth.log import Reply
@@ -27,24 +30,32 @@ def request(
     lag_ms: list[float] | None = None,
     send_ms: float = 0.0,
     stamps: Stamps = "kernel",
+    sent_ms: float = 0.0,
+    due_ms: float | None = None,
 ) -> RequestMetrics:
     def column(values: list[float]) -> "array[int]":
         return array("q", [round(value * MS) for value in values])
 
     lag = column(lag_ms or [0.1] * len(at_ms))
-    return RequestMetrics(
+    slack = column(slack_ms or [0] * len(at_ms))
+    trace = Trace(
+        cell=0,
+        index=0,
+        stream=0,
         phase="measured",
-        sent_ns=0,
+        sent_ns=round(sent_ms * MS),
+        due_ns=None if due_ms is None else round(due_ms * MS),
         end_ns=round(at_ms[-1] * MS),
         send_ns=round(send_ms * MS),
-        timeline=Timeline(
-            at_ns=column(at_ms), slack_ns=column(slack_ms or [0] * len(at_ms)), lag_ns=lag
-        ),
-        tokens=len(at_ms),
-        token_source="usage",
-        lag_ns=lag,
         stamps=stamps,
+        reads=Reads(column([1] * len(at_ms)), column(at_ms), lag, slack),
     )
+    return measure(trace, Timeline(at_ns=column(at_ms), slack_ns=slack, lag_ns=lag))
+
+
+def timeline(*at_ms: float) -> Timeline:
+    at_ns = array("q", [round(ms * MS) for ms in at_ms])
+    return Timeline(at_ns=at_ns, slack_ns=at_ns, lag_ns=at_ns)
 
 
 def test_a_lone_event_is_known_to_within_the_sending_call() -> None:
@@ -62,12 +73,22 @@ def test_a_late_client_does_not_know_the_events_that_shared_a_read() -> None:
     assert ruler.coalesced_share == 0.25
     # medians (rank 2 of 3): measured (0, 10, 20) → 10; low (0, 10, 12) → 10; high (8, 10, 20) → 10
     # maxima: measured 20; low 12; high 20
-    assert ruler.itl_error_ms == {"p50": 0.0, "p95": 8.0, "p99": 8.0}
+    # the slack is kept to 11 bits, rounded up
+    assert ruler.itl_error_ms == pytest.approx({"p50": 0, "p95": 8, "p99": 8}, rel=2**-9)
+    assert ruler.itl_error_ms["p99"] >= 8
 
 
 def test_a_prompt_client_takes_shared_reads_for_the_servers_doing() -> None:
     batched = request([50, 70, 70, 80], slack_ms=[0, 8, 0, 0])
     assert from_evidence([batched]).itl_error_ms == {"p50": 0.0, "p95": 0.0, "p99": 0.0}
+
+
+def test_a_request_that_was_sent_late_is_no_less_certain() -> None:
+    """TTFTs from due are 57 and 90 ms, each known to within its sending call."""
+    late = request([50, 60], send_ms=0.5, sent_ms=1_007, due_ms=1_000)
+    early = request([100, 110], send_ms=0.25, sent_ms=2_000, due_ms=2_010)
+    ruler = from_evidence([late, early])
+    assert ruler.ttft_error_ms == {"p50": 0.5, "p95": 0.25, "p99": 0.25}
 
 
 def test_user_space_stamps_bound_nothing() -> None:
@@ -143,8 +164,7 @@ def reply(sent_ms: list[float], took_ms: list[float]) -> Reply:
 def test_an_error_is_the_distance_to_the_interval_of_the_truth() -> None:
     # True: TTFT in [50, 50.5]; gaps in [10 - 0.5, 10 + 0.1] and [10 - 0.1, 10 + 0.2].
     log = {"r": reply([50, 60, 70], [0.5, 0.1, 0.2])}
-    timeline = request([51, 60.2, 71.2]).timeline
-    errors = compare([("r", timeline)], log)
+    errors = compare([("r", timeline(51, 60.2, 71.2))], log)
     assert errors.ttft.error_ms["p50"] == pytest.approx(0.5)  # 51 against at most 50.5
     assert errors.itl.true_ms["p50"] == 10
     assert errors.itl.measured_ms["p99"] == pytest.approx(11.0)
@@ -154,4 +174,4 @@ def test_an_error_is_the_distance_to_the_interval_of_the_truth() -> None:
 
 def test_other_events_than_were_sent_are_an_error() -> None:
     with pytest.raises(ValueError, match="2 events came, 3 were sent"):
-        compare([("r", request([50, 60]).timeline)], {"r": reply([50, 60, 70], [0, 0, 0])})
+        compare([("r", timeline(50, 60))], {"r": reply([50, 60, 70], [0, 0, 0])})

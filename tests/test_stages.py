@@ -4,11 +4,11 @@ import asyncio
 import re
 import ssl
 import unicodedata
-from array import array
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Certificates, Peer, chunk, raw_server
 from hypothesis import given
@@ -29,7 +29,6 @@ from llmbench.records import (
     RequestMetrics,
     ServerTime,
     Target,
-    Timeline,
 )
 from llmbench.report.stages import render_stages
 
@@ -156,17 +155,19 @@ def test_no_difference(before: str, after: str) -> None:
 
 
 def request(e2e_ms: float, phase: Phase = "measured", **stages_ms: float) -> RequestMetrics:
-    none = array("q")
+    none = np.empty(0)
     return RequestMetrics(
         phase=phase,
         sent_ns=0,
         end_ns=0,
-        send_ns=0,
-        timeline=Timeline(at_ns=none, slack_ns=none, lag_ns=none, stages_ms=stages_ms),
         tokens=1,
         token_source="usage",
-        e2e_s=e2e_ms / 1e3,
-        lag_ns=none,
+        stages_ms=stages_ms,
+        events=1,
+        first_ns=0,
+        last_ns=round(e2e_ms * 1e6),
+        gaps_s=none,
+        lag_ms=none,
         stamps="kernel",
     )
 
@@ -300,7 +301,7 @@ GOOD = reply("200 OK", VLLM.encode(), "Content-Type: text/plain; version=0.0.4")
 async def test_metrics_stand_beside_the_api() -> None:
     asked: list[str] = []
     async with raw_server(answering({"/metrics": GOOD}, asked)) as server:
-        assert await scrape(at(f"{server.url}/v1")) == times(VLLM)
+        assert times(await scrape(at(f"{server.url}/v1"))) == times(VLLM)
     assert [head.split()[:2] for head in asked] == [["GET", "/metrics"]]
     assert "\r\nAccept: text/plain\r\n" in asked[0]
     assert "authorization" not in asked[0].lower()
@@ -309,8 +310,8 @@ async def test_metrics_stand_beside_the_api() -> None:
 async def test_metrics_below_the_path_of_the_api_go_first() -> None:
     other = reply("200 OK", SGLANG.encode())
     async with raw_server(answering({"/a/b/metrics": GOOD, "/metrics": other})) as server:
-        assert await scrape(at(f"{server.url}/a/b/v1")) == times(VLLM)
-        assert await scrape(at(f"{server.url}/c/v1")) == times(SGLANG)
+        assert times(await scrape(at(f"{server.url}/a/b/v1"))) == times(VLLM)
+        assert times(await scrape(at(f"{server.url}/c/v1"))) == times(SGLANG)
 
 
 async def test_the_key_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,8 +327,8 @@ async def test_metrics_over_tls(certificates: Certificates) -> None:
     context.load_cert_chain(*certificates.for_host("localhost"))
     async with raw_server(answering({"/metrics": GOOD}), tls=context) as server:
         url = f"{server.url}/v1"
-        assert await scrape(at(url, ca_file=certificates.ca_file)) == times(VLLM)
-        assert await scrape(at(url)) == {}  # an authority that nobody here vouches for
+        assert times(await scrape(at(url, ca_file=certificates.ca_file))) == times(VLLM)
+        assert times(await scrape(at(url))) == {}  # an authority that nobody here vouches for
 
 
 async def test_a_redirect_is_not_followed() -> None:
@@ -335,7 +336,7 @@ async def test_a_redirect_is_not_followed() -> None:
     async with raw_server(answering({"/metrics": GOOD}, elsewhere)) as other:
         moved = reply("302 Found", b"", f"Location: {other.url}/metrics")
         async with raw_server(answering({"/metrics": moved})) as server:
-            assert await scrape(at(f"{server.url}/v1")) == {}
+            assert times(await scrape(at(f"{server.url}/v1"))) == {}
     assert elsewhere == []
 
 
@@ -354,7 +355,7 @@ async def test_a_redirect_is_not_followed() -> None:
 )
 async def test_what_is_no_text_of_metrics_says_nothing(answer: bytes) -> None:
     async with raw_server(answering({"/metrics": answer})) as server:
-        assert await scrape(at(f"{server.url}/v1")) == {}
+        assert times(await scrape(at(f"{server.url}/v1"))) == {}
 
 
 async def test_a_server_that_never_answers_or_never_ends() -> None:
@@ -367,13 +368,13 @@ async def test_a_server_that_never_answers_or_never_ends() -> None:
     async with raw_server(silent) as server:
         for _ in range(2):
             async with asyncio.timeout(20):
-                assert await scrape(at(f"{server.url}/v1"), timeout_s=0.2) == {}
+                assert times(await scrape(at(f"{server.url}/v1"), timeout_s=0.2)) == {}
         assert server.connections == 2
 
 
 async def test_no_server(dead_url: str) -> None:
-    assert await scrape(at(f"{dead_url}/v1")) == {}
-    assert await scrape(at("http://no-such-host.invalid/v1"), timeout_s=3) == {}
+    assert times(await scrape(at(f"{dead_url}/v1"))) == {}
+    assert times(await scrape(at("http://no-such-host.invalid/v1"), timeout_s=3)) == {}
 
 
 async def test_a_huge_body_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,14 +393,14 @@ async def test_a_huge_body_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatc
 
     async with raw_server(endless) as server:
         async with asyncio.timeout(60):
-            assert await scrape(at(f"{server.url}/v1"), timeout_s=30) == {}
+            assert times(await scrape(at(f"{server.url}/v1"), timeout_s=30)) == {}
     assert 1 << 20 <= sent < 1 << 26
 
 
 async def test_a_large_text_is_read() -> None:
     text = VLLM + "".join(f'other_total{{n="{n}"}} {n}\n' for n in range(50_000))
     async with raw_server(answering({"/metrics": reply("200 OK", text.encode())})) as server:
-        assert await scrape(at(f"{server.url}/v1"), timeout_s=30) == times(VLLM)
+        assert times(await scrape(at(f"{server.url}/v1"), timeout_s=30)) == times(VLLM)
 
 
 # ── the report ───────────────────────────────────────────────────────────────────────────────────

@@ -19,9 +19,10 @@ from llmbench.apis.dialect import DIALECTS
 from llmbench.apis.sse import parse
 from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import endpoint
+from llmbench.drive.timeouts import Timeouts
 from llmbench.drive.wire import WireClient
 from llmbench.measure.timeline import decode
-from llmbench.records import Call, Target, Timeline, Trace
+from llmbench.records import Call, Content, Message, Target, Timeline, Trace
 from llmbench.truth.log import Reply
 from llmbench.truth.process import TruthServer
 
@@ -46,7 +47,7 @@ async def wire(
 ) -> AsyncIterator[WireClient]:
     clock = Clock(0)
     target = Target(spec=url, name="t", url=f"{url}/v1", ca_file=ca_file)
-    client = WireClient(endpoint(target), CHAT.path, range(streams), timeout_s, clock)
+    client = WireClient(endpoint(target), CHAT.path, range(streams), Timeouts(timeout_s), clock)
     try:
         if opened:
             await client.open()
@@ -57,7 +58,7 @@ async def wire(
 
 
 def call(index: int = 0, stream: int = 0, *, tokens: int = 5, prompt: str = "hi") -> Call:
-    body = CHAT.encode("truth", prompt, tokens, DIALECTS[0])
+    body = CHAT.encode("truth", [Message("user", prompt)], tokens, DIALECTS[0], Content())
     return Call(0, index, stream, "measured", f"r{index}", body)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from llmbench.drive import workers as workers_module
 from llmbench.drive.workers import how_many
+from llmbench.records import Load
 from llmbench.store import RunDirectory
 
 
@@ -65,4 +66,27 @@ def test_how_many_workers(
     asked: int | str, streams: int, cores: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workers_module.os, "cpu_count", lambda: cores)
-    assert how_many(asked, streams) == count
+    assert how_many(asked, load(concurrency=streams)) == count
+
+
+def load(concurrency: int = 0, rate: str = "") -> Load:
+    return Load(
+        concurrency=concurrency,
+        prompt_tokens=1,
+        output_tokens=1,
+        requests=1,
+        duration_s=None,
+        warmup=0,
+        rate=rate,
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "rate", "count"),
+    [(3, "8", 3), ("auto", "8", 1), ("auto", "ramp(2,600)", 3), ("auto", "trace", 1)],
+)
+def test_how_many_workers_for_a_rate(
+    asked: int | str, rate: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers_module.os, "cpu_count", lambda: 8)
+    assert how_many(asked, load(rate=rate)) == count

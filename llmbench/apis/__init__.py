@@ -6,14 +6,14 @@ from typing import NamedTuple
 from llmbench.apis import chat, completions
 from llmbench.apis.dialect import Dialect
 from llmbench.apis.sse import ServerSentEvent
-from llmbench.records import Event
+from llmbench.records import Content, Event, Message
 
 
 class Api(NamedTuple):
     """One API: where it lives below the base URL, its encoder and its decoder."""
 
     path: str
-    encode: Callable[[str, str, int, Dialect], bytes]
+    encode: Callable[[str, Sequence[Message], int, Dialect, Content], bytes]
     decode: Callable[[Sequence[ServerSentEvent]], list[Event]]
 
 

@@ -1,15 +1,23 @@
 """OpenAI completions: ``POST /completions``, a bare prompt without a chat template."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from llmbench.apis.chunks import decode_all
 from llmbench.apis.dialect import Dialect, options
+from llmbench.records import Content, Message
 
 __all__ = ["PATH", "decode_all", "encode"]
 
 PATH = "/completions"
 
 
-def encode(model: str, prompt: str, output_tokens: int, dialect: Dialect) -> bytes:
-    """The request's JSON document for ``prompt`` and ``output_tokens`` tokens."""
-    return msgspec.json.encode({"model": model, "prompt": prompt} | options(dialect, output_tokens))
+def encode(
+    model: str, messages: Sequence[Message], output_tokens: int, dialect: Dialect, content: Content
+) -> bytes:
+    """The request's JSON document: the texts of ``messages``, and a wish for ``output_tokens``."""
+    prompt = "\n\n".join(message.content for message in messages)
+    return msgspec.json.encode(
+        {"model": model, "prompt": prompt} | options(dialect, output_tokens, content)
+    )

@@ -8,6 +8,8 @@ from typing import Any
 
 from msgspec import Struct
 
+from llmbench.records import Content
+
 
 class Dialect(Struct, frozen=True):
     """One way to ask for a stream. ``limit`` is the field that caps the output length."""
@@ -55,10 +57,15 @@ DIALECTS = (
 )
 
 
-def options(dialect: Dialect, output_tokens: int) -> dict[str, Any]:
-    """The request fields, beside model and prompt, that ask for a stream of ``output_tokens``."""
+def options(dialect: Dialect, output_tokens: int, content: Content) -> dict[str, Any]:
+    """The request fields, beside model and prompt, that ask for a stream of ``output_tokens``: of
+    exactly so many where the dialect can and ``content`` wants it, else of at most so many."""
     fields: dict[str, Any] = {"stream": True, dialect.limit: output_tokens, **dialect.fields}
-    if dialect.generation_config:
+    if "cache_prompt" in fields:
+        fields["cache_prompt"] = content.shares_prefixes
+    if content.natural_stops:
+        fields.pop("ignore_eos", None)
+    elif dialect.generation_config:
         exactly = {"min_new_tokens": output_tokens, "max_new_tokens": output_tokens}
         greedy = {"eos_token_id": None, "do_sample": False}
         fields["generation_config"] = json.dumps(exactly | greedy)

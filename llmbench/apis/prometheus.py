@@ -6,12 +6,12 @@ states every request's own times in the reply; TGI does not tell prefill from de
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from math import inf
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from llmbench.records import ServerTime
+from llmbench.records import CachedTokens, ServerTime
 
 # The histograms, in seconds with one sample a request, and our names for what they time. ``ttft``
 # and ``e2e`` are no stages: they run from a request's arrival to its first and to its last token.
@@ -36,13 +36,36 @@ def times(text: str) -> dict[str, ServerTime]:
     """The time spent since the server started, by what it went to; the engines behind one server
     are added up. Empty where ``text`` says nothing of it."""
     sums: defaultdict[tuple[str, str], float] = defaultdict(float)
-    for name, value in _samples(text):
+    for name, value in _samples(text, _SAMPLES):
         sums[_SAMPLES[name]] += value
     return {
         stage: ServerTime(sums[stage, "sum"], sums[stage, "count"])
         for stage in dict.fromkeys(_HISTOGRAMS.values())
         if (stage, "sum") in sums and (stage, "count") in sums
     }
+
+
+_CACHE = {
+    "hits": ("vllm:prefix_cache_hits_total", "sglang:cached_tokens_total"),
+    "queries": ("vllm:prefix_cache_queries_total", "sglang:prompt_tokens_total"),
+}
+
+
+def cached(text: str) -> CachedTokens | None:
+    """The prompt tokens that were looked up in a prefix cache since the server started, and found
+    there; ``None`` where ``text`` says nothing of it."""
+    counts = {what: [value for _, value in _samples(text, names)] for what, names in _CACHE.items()}
+    if not all(counts.values()):
+        return None
+    return CachedTokens(sum(counts["hits"]), sum(counts["queries"]))
+
+
+def newly_cached(before: CachedTokens | None, after: CachedTokens | None) -> CachedTokens | None:
+    """What was looked up between two readings, where anything was and no counter went back."""
+    if before is None or after is None:
+        return None
+    new = CachedTokens(after.hits - before.hits, after.queries - before.queries)
+    return new if 0 <= new.hits <= new.queries < inf and new.queries else None
 
 
 def difference(
@@ -63,15 +86,15 @@ def difference(
     return {stage: each for stage, each in spent.items() if each.requests}
 
 
-def _samples(text: str) -> Iterator[tuple[str, float]]:
-    """The samples of the histograms that are read, each with its name.
+def _samples(text: str, names: Container[str]) -> Iterator[tuple[str, float]]:
+    """The samples of ``names``, each with its name.
 
     Each line is parsed by itself: a server has thousands of other lines, and one that is not in the
     format must not cost the rest.
     """
     for line in text.split("\n"):
         name = line.partition("{")[0].partition(" ")[0]
-        if name not in _SAMPLES:
+        if name not in names:
             continue
         try:
             for family in text_string_to_metric_families(line):

@@ -32,6 +32,11 @@ class AiohttpClient:
     async def open(self) -> None:
         """Nothing to do: aiohttp opens a connection when a request needs one."""
 
+    async def prepare(self, stream: int) -> None:
+        """Nothing to do, as for ``open``."""
+
+    def expect(self, due_ns: int) -> None: ...
+
     async def exchange(self, call: Call) -> Trace:
         recording, reused = Recording(), _Reused()
         error = detail = ""

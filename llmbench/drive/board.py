@@ -1,8 +1,10 @@
-"""Which requests of a cell count: the one state that its streams share, in one process or in many.
+"""The counts of a cell: the one state that its streams share, in one process or in many.
 
-A cell warms up until enough requests have ended and every stream is under way. Then its window
-opens and requests are measured, until as many have been sent as were asked for or the time is up.
-From then on requests only keep the load up; the cell is over when the last measured one has ended.
+A closed loop warms up until enough requests have ended and every stream is under way; an open loop
+until enough have been sent. Then the window opens and requests are measured, until as many have
+been sent as were asked for, or the time is up, or the figures are certain enough. From then on
+requests only keep the load up; the cell is over when the last measured one has ended, or when that
+takes longer than the cell's grace.
 """
 
 import time
@@ -10,76 +12,194 @@ from collections.abc import MutableSequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from msgspec import Struct
+
+from llmbench.plan.until import LOOKS, Until, read_until
 from llmbench.records import Load, Phase
 
 FAILURES_IN_A_ROW = 10
+FEWEST_FOR_A_SHARE = 20
+MOST_SAMPLES = 1_000_000
 
 _PHASES: tuple[Phase, ...] = ("warmup", "measured", "cooldown")
-_PHASE, _STARTED, _SENT, _WARM, _TICKETS, _MEASURED, _FAILED, _IN_A_ROW, _OPENED, _OVER = range(10)
-SLOTS = 10
+(
+    _PHASE,
+    _STARTED,
+    _SENT,
+    _SESSIONS,
+    _WARM,
+    _TICKETS,
+    _MEASURED,
+    _FAILED,
+    _IN_A_ROW,
+    _ENDED,
+    _OPENED,
+    _CLOSED,
+    _CLOSED_NS,
+    _LOOKED,
+    _CERTAIN,
+    _OVER,
+) = range(16)
+SLOTS = 16
+
+
+class Ticket(Struct, frozen=True):
+    """What a request is: its index among the cell's, and its phase."""
+
+    index: int
+    phase: Phase
 
 
 class Board:
-    """The counts of one cell. ``slots`` are ``SLOTS`` integers, all 0, and ``lock`` guards them:
-    shared memory and its lock where several processes run the cell."""
+    """The counts of one cell, which ``parts`` processes run. ``slots`` are ``SLOTS`` integers, all
+    0, ``samples`` room for the latencies of ``samples_wanted`` requests, and ``lock`` guards them:
+    shared memory and its lock where there are several processes."""
 
     def __init__(
         self,
         load: Load,
+        parts: int = 1,
         slots: MutableSequence[int] | None = None,
+        samples: MutableSequence[float] | None = None,
         lock: AbstractContextManager[Any] | None = None,
     ) -> None:
         self._load = load
+        self._parts = parts
+        self._until: Until | None = read_until(load.until) if load.until else None
         self._slots = [0] * SLOTS if slots is None else slots
+        self._samples = [0.0] * samples_wanted(load) if samples is None else samples
         self._lock = nullcontext() if lock is None else lock
+
+    # ── a closed loop asks what to do next ───────────────────────────────────────────────────────
 
     def start(self) -> None:
         """One more stream is under way."""
         with self._lock:
             self._slots[_STARTED] += 1
 
-    def take(self) -> tuple[int, Phase] | None:
-        """The index and the phase of the next request, or ``None`` when the cell is over."""
-        slots = self._slots
+    def begin_session(self) -> int:
+        """The number of the next session."""
+        with self._lock:
+            self._slots[_SESSIONS] += 1
+            return self._slots[_SESSIONS] - 1
+
+    def take(self) -> Ticket | None:
+        """The next request, or ``None`` when the cell is over."""
         with self._lock:
             self._advance()
+            return None if self._slots[_OVER] else self._ticket(_PHASES[self._slots[_PHASE]])
+
+    # ── an open loop says what it does ───────────────────────────────────────────────────────────
+
+    def send(self, phase: Phase) -> Ticket | None:
+        """A request of ``phase`` goes out now; ``None`` when the cell is over. One that was to be
+        measured is not any more when the window has closed."""
+        with self._lock:
+            slots = self._slots
             if slots[_OVER]:
                 return None
-            index = slots[_SENT]
-            slots[_SENT] += 1
-            slots[_TICKETS] += slots[_PHASE] == 1
-            return index, _PHASES[slots[_PHASE]]
+            if phase == "measured" and slots[_CERTAIN]:
+                phase = "cooldown"
+            slots[_PHASE] = max(slots[_PHASE], _PHASES.index(phase))
+            return self._ticket(phase)
 
-    def _advance(self) -> None:
-        load, slots = self._load, self._slots
-        under_way = slots[_STARTED] == load.concurrency or not load.warmup
-        if slots[_PHASE] == 0 and slots[_WARM] >= load.warmup and under_way:
-            slots[_PHASE] = 1
-            slots[_OPENED] = time.monotonic_ns()
-        if slots[_PHASE] == 1 and self._full():
-            slots[_PHASE] = 2
-        if slots[_PHASE] == 2 and slots[_MEASURED] == slots[_TICKETS]:
-            slots[_OVER] = 1
+    def close_window(self) -> None:
+        """This process has sent the last of its measured requests."""
+        with self._lock:
+            self._slots[_CLOSED] += 1
+            if self._slots[_CLOSED] == self._parts:
+                self._slots[_PHASE] = 2
+                self._slots[_CLOSED_NS] = time.monotonic_ns()
+            self._advance()
 
-    def _full(self) -> bool:
-        if self._load.duration_s is None:
-            return self._slots[_TICKETS] >= self._load.requests
-        return time.monotonic_ns() - self._slots[_OPENED] >= self._load.duration_s * 1e9
+    # ── both ─────────────────────────────────────────────────────────────────────────────────────
 
-    def ended(self, phase: Phase, failed: bool) -> bool:
-        """A request has ended; whether so many have failed in a row that it is hopeless."""
+    def ended(self, phase: Phase, failed: bool, latency_s: float | None = None) -> str:
+        """A request has ended; why that makes the cell hopeless, where it does."""
         slots = self._slots
         with self._lock:
             slots[_WARM] += phase == "warmup" and not failed
-            slots[_MEASURED] += phase == "measured"
+            if phase == "measured":
+                if self._until is not None and slots[_MEASURED] < len(self._samples):
+                    self._samples[slots[_MEASURED]] = (
+                        float("inf") if failed or latency_s is None else latency_s
+                    )
+                slots[_MEASURED] += 1
             slots[_FAILED] += failed
+            slots[_ENDED] += 1
             slots[_IN_A_ROW] = slots[_IN_A_ROW] + 1 if failed else 0
+            self._look()
             self._advance()
-            return slots[_IN_A_ROW] >= FAILURES_IN_A_ROW
+            return self._hopeless()
+
+    def grace_is_over(self) -> bool:
+        """Whether the window has been closed for longer than replies are waited for."""
+        grace_s, closed_ns = self._load.grace_s, self._slots[_CLOSED_NS]
+        if grace_s is None or not closed_ns:
+            return False
+        return time.monotonic_ns() - closed_ns > grace_s * 1e9
 
     def stop(self) -> None:
         with self._lock:
             self._slots[_OVER] = 1
+
+    def _ticket(self, phase: Phase) -> Ticket:
+        slots = self._slots
+        index = slots[_SENT]
+        slots[_SENT] += 1
+        slots[_TICKETS] += phase == "measured"
+        return Ticket(index, phase)
+
+    def _advance(self) -> None:
+        load, slots = self._load, self._slots
+        if not load.rate:
+            under_way = slots[_STARTED] == load.concurrency or not load.warmup
+            if slots[_PHASE] == 0 and slots[_WARM] >= load.warmup and under_way:
+                slots[_PHASE] = 1
+                slots[_OPENED] = time.monotonic_ns()
+            if slots[_PHASE] == 1 and self._full():
+                slots[_PHASE] = 2
+                slots[_CLOSED_NS] = time.monotonic_ns()
+        if slots[_PHASE] == 2 and slots[_MEASURED] == slots[_TICKETS]:
+            slots[_OVER] = 1
+
+    def _full(self) -> bool:
+        if self._slots[_CERTAIN]:
+            return True
+        if self._load.duration_s is None:
+            return self._slots[_TICKETS] >= self._load.requests
+        return time.monotonic_ns() - self._slots[_OPENED] >= self._load.duration_s * 1e9
+
+    def _look(self) -> None:
+        """At the declared looks: is the figure certain enough?"""
+        slots, until = self._slots, self._until
+        if until is None or slots[_CERTAIN] or slots[_LOOKED] >= LOOKS:
+            return
+        sizes = until.sizes(self._load.requests)
+        if slots[_MEASURED] < sizes[slots[_LOOKED]]:
+            return
+        while slots[_LOOKED] < LOOKS and sizes[slots[_LOOKED]] <= slots[_MEASURED]:
+            slots[_LOOKED] += 1
+        slots[_CERTAIN] = until.certain(self._samples[: slots[_MEASURED]])
+
+    def _hopeless(self) -> str:
+        slots = self._slots
+        if slots[_IN_A_ROW] >= FAILURES_IN_A_ROW:
+            return f"after {FAILURES_IN_A_ROW} failures in a row"
+        most = self._load.max_failures
+        if not most:
+            return ""
+        if most.endswith("%"):
+            share = float(most[:-1]) / 100
+            hopeless = slots[_FAILED] > share * max(slots[_ENDED], FEWEST_FOR_A_SHARE)
+        else:
+            hopeless = slots[_FAILED] > int(most)
+        if not hopeless:
+            return ""
+        return (
+            f"after {slots[_FAILED]} of {slots[_ENDED]} requests failed, more than --max-failures "
+            f"{most}"
+        )
 
     @property
     def over(self) -> bool:
@@ -96,3 +216,16 @@ class Board:
     @property
     def failed(self) -> int:
         return self._slots[_FAILED]
+
+    @property
+    def remark(self) -> str:
+        """How the search for a certain figure ended, where there was one."""
+        if self._until is None:
+            return ""
+        looked, seen = self._slots[_LOOKED], self._samples[: self.measured]
+        return self._until.remark(seen, looked, bool(self._slots[_CERTAIN]))
+
+
+def samples_wanted(load: Load) -> int:
+    """How many latencies a board has to keep."""
+    return min(load.requests + load.concurrency + 1, MOST_SAMPLES) if load.until else 0

@@ -20,6 +20,12 @@ class Client(Protocol):
     async def open(self) -> None:
         """Open a connection for each stream, before anything is timed."""
 
+    async def prepare(self, stream: int) -> None:
+        """Open a connection for one more stream, ahead of its first call."""
+
+    def expect(self, due_ns: int) -> None:
+        """A call is to be sent at ``due_ns`` on the monotonic clock: be awake then."""
+
     async def exchange(self, call: Call) -> Trace:
         """Send ``call`` and see its reply to the end; cancelled, return what had come so far."""
 

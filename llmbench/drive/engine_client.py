@@ -16,6 +16,7 @@ import msgspec
 
 from llmbench.drive.clock import Clock
 from llmbench.engines.hosted import CANCEL_TIMEOUT_S, Answer, HostedEngine
+from llmbench.hosts.protocol import Prompt
 from llmbench.records import Call, Reads, Trace
 
 
@@ -30,18 +31,20 @@ class EngineClient:
 
     async def open(self) -> None: ...
 
+    async def prepare(self, stream: int) -> None: ...
+
+    def expect(self, due_ns: int) -> None: ...
+
     async def exchange(self, call: Call) -> Trace:
         return (await self.exchange_batch([call]))[0]
 
     async def exchange_batch(self, calls: Sequence[Call]) -> list[Trace]:
         """Run ``calls`` together, as one static batch; their traces, in order."""
         asked = [msgspec.json.decode(call.body) for call in calls]
+        prompts = [_prompt(each) for each in asked]
+        tokens, exact = asked[0]["max_tokens"], asked[0].get("ignore_eos", False)
         asked_ns = time.monotonic_ns()
-        task = asyncio.ensure_future(
-            self._engine.generate(
-                self._api, [_prompt(each) for each in asked], asked[0]["max_tokens"]
-            )
-        )
+        task = asyncio.ensure_future(self._engine.generate(self._api, prompts, tokens, exact))
         error = detail = ""
         answers: list[Answer] = []
         try:
@@ -71,10 +74,10 @@ class EngineClient:
     async def close(self) -> None: ...
 
 
-def _prompt(asked: dict[str, Any]) -> str:
-    """The prompt of a request to either API."""
-    prompt = asked["messages"][0]["content"] if "messages" in asked else asked["prompt"]
-    return str(prompt)
+def _prompt(asked: dict[str, Any]) -> Prompt:
+    """What a request to either API gives the model: messages, or a text."""
+    prompt: Prompt = asked["messages"] if "messages" in asked else asked["prompt"]
+    return prompt
 
 
 def _trace(call: Call, answer: Answer, zero_ns: int) -> Trace:

@@ -8,9 +8,9 @@ from llmbench.drive.batches import Batches
 from llmbench.drive.board import Board
 from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
-from llmbench.drive.closed_loop import ClosedLoop
 from llmbench.drive.engine_client import EngineClient
 from llmbench.drive.job import Job
+from llmbench.drive.running import Loop
 from llmbench.drive.spool import Spool
 from llmbench.records import Health, Trace
 
@@ -31,22 +31,25 @@ class Inline:
         self._clock = clock
         self._spool = Spool(folder)
         self._client: Client
-        self._loop: ClosedLoop | Batches
+        self._loop: Loop
         if hosted is None:
             self._client = job.client(clock)
         else:
             self._client = EngineClient(hosted, job.target.api, job.timeout_s, clock)
         if isinstance(self._client, EngineClient) and self.load.batch_size:
-            self._loop = Batches(self.load, self._client, job.make_call, self._spool, self.board)
+            self._loop = Batches(self.load, self._client, job, self._spool, self.board)
         else:
-            self._loop = ClosedLoop(
-                self.load, self._client, job.make_call, self._spool, self.board, job.streams
-            )
+            self._loop = job.loop(self._client, self._spool, self.board)
 
     @property
     def stopped(self) -> str:
         """Why the cell ended early, where it did."""
         return self._loop.stopped
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the cell's reader should know beside that."""
+        return [each for each in (self.board.remark, self._job.feed.skipped) if each]
 
     async def run(self) -> Health:
         try:

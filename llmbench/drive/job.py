@@ -1,40 +1,108 @@
-"""What a process must know to run streams of a cell: enough to travel to a worker."""
+"""What a process must know to run requests of a cell: enough to travel to a worker."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from llmbench.apis import APIS
+from llmbench.apis import APIS, Api, sse
 from llmbench.apis.dialect import Dialect
+from llmbench.drive.board import Board, Ticket
 from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
+from llmbench.drive.closed_loop import ClosedLoop
 from llmbench.drive.endpoint import endpoint
+from llmbench.drive.open_loop import OpenLoop
+from llmbench.drive.running import Loop
+from llmbench.drive.spool import Spool
+from llmbench.drive.timeouts import Timeouts
 from llmbench.drive.wire import WireClient
-from llmbench.plan import prompts
-from llmbench.records import Call, CellFacts, Phase, Target, Trace
+from llmbench.measure.early import first_token_ns, reply_text
+from llmbench.plan.feed import Ask, Feed, Session
+from llmbench.plan.scale import Scale
+from llmbench.plan.schedule import schedule
+from llmbench.records import Call, CellFacts, Kind, Message, Target, Trace
 
 
-class Job(Struct, frozen=True, kw_only=True):
-    """The streams of a cell that one process runs, and what they send.
+class Job(Struct, frozen=True, kw_only=True, dict=True):
+    """The part of a cell that one process runs: number ``part`` of ``parts``.
 
-    ``words`` is the length of the prompts. It holds no key: a worker reads the environment.
+    ``scale`` says how many words make so many tokens. It holds no key: a worker reads the
+    environment.
     """
 
     facts: CellFacts
     target: Target
     dialect: Dialect
-    words: int
+    scale: Scale
     salt: str
     timeout_s: float
-    streams: list[int]
+    first_token_timeout_s: float | None = None
+    part: int = 0
+    parts: int = 1
 
-    def make_call(self, index: int, stream: int, phase: Phase) -> Call:
-        """Encode one request, with a nonce of its own."""
-        cell, api = self.facts.cell, APIS[self.target.api]
-        prompt = prompts.prompt(self.salt, cell, index, self.words)
-        body = api.encode(self.target.model, prompt, self.facts.load.output_tokens, self.dialect)
-        return Call(cell, index, stream, phase, f"llmbench-{self.salt}-{cell}-{index}", body)
+    def share(self, part: int, parts: int) -> "Job":
+        """The job of one of ``parts`` processes."""
+        return replace(self, part=part, parts=parts)
+
+    def loop(self, client: Client, spool: Spool, board: Board, start_ns: int | None = None) -> Loop:
+        """What runs this part of the cell on ``client``; in an open loop from ``start_ns`` on."""
+        load = self.facts.load
+        if load.rate:
+            due = schedule(load, self.feed, self.part, self.parts)
+            return OpenLoop(load, client, self, spool, board, due, start_ns)
+        return ClosedLoop(load, client, self, spool, board, self._streams)
+
+    @cached_property
+    def feed(self) -> Feed:
+        return Feed(self.facts.load, self.facts.cell, self.salt, self.scale)
+
+    def session(self, number: int) -> Session | None:
+        """What session ``number`` says; numbers rise."""
+        return self.feed.session(number)
+
+    def make_call(
+        self,
+        ticket: Ticket,
+        stream: int,
+        ask: Ask,
+        said: Sequence[Message] = (),
+        *,
+        session: int = 0,
+        turn: int = 0,
+        due_ns: int | None = None,
+    ) -> Call:
+        """Encode one request: ``ask`` after all that was ``said`` before in its session."""
+        cell = self.facts.cell
+        return Call(
+            cell=cell,
+            index=ticket.index,
+            stream=stream,
+            phase=ticket.phase,
+            request_id=f"llmbench-{self.salt}-{cell}-{ticket.index}",
+            body=self._api.encode(
+                self.target.model,
+                [*said, *ask.messages],
+                ask.output_tokens,
+                self.dialect,
+                self.facts.load.content,
+            ),
+            session=session,
+            turn=turn,
+            due_ns=due_ns,
+        )
+
+    def reply(self, trace: Trace) -> Message:
+        """The model's answer, to be said back to it in the next turn."""
+        return Message("assistant", reply_text(trace.body, self._api.decode))
+
+    def first_token_s(self, trace: Trace) -> float | None:
+        """When the first token came, where the figure is watched while the cell runs."""
+        if not self.facts.load.until:
+            return None
+        first_ns = first_token_ns(trace, self._api.decode)
+        return None if first_ns is None else first_ns / 1e9
 
     def traces(self, client: Client, spool: Iterable[Trace]) -> Iterator[Trace]:
         """What was spooled, as it is to be kept: finished by the client, and without the key where
@@ -53,8 +121,8 @@ class Job(Struct, frozen=True, kw_only=True):
             )
 
     def client(self, clock: Clock) -> Client:
-        """The client of the cell, with a connection for each of the job's streams."""
-        where, path = endpoint(self.target), APIS[self.target.api].path
+        """The client of the cell, with a connection for each of a closed loop's streams."""
+        where, path = endpoint(self.target), self._api.path
         match self.facts.client:
             case "aiohttp":
                 from llmbench.drive.aiohttp_client import AiohttpClient
@@ -65,4 +133,20 @@ class Job(Struct, frozen=True, kw_only=True):
 
                 return OpenAIClient(where, path, self.timeout_s, clock)
             case _:
-                return WireClient(where, path, self.streams, self.timeout_s, clock)
+                streams = () if self.facts.load.rate else self._streams
+                return WireClient(where, path, streams, self._timeouts, clock)
+
+    @property
+    def _api(self) -> Api:
+        return APIS[self.target.api]
+
+    @property
+    def _streams(self) -> range:
+        return range(self.part, self.facts.load.concurrency, self.parts)
+
+    @property
+    def _timeouts(self) -> Timeouts:
+        def has_begun(body: bytes) -> bool:
+            return any(event.kind & Kind.GENERATED for event in self._api.decode(sse.parse(body)))
+
+        return Timeouts(self.timeout_s, self.first_token_timeout_s, has_begun)

@@ -45,6 +45,11 @@ class OpenAIClient:
     async def open(self) -> None:
         """Nothing to do: the SDK opens a connection when a request needs one."""
 
+    async def prepare(self, stream: int) -> None:
+        """Nothing to do, as for ``open``."""
+
+    def expect(self, due_ns: int) -> None: ...
+
     async def exchange(self, call: Call) -> Trace:
         recording = Recording()
         chunks = self._chunks[call.index] = []

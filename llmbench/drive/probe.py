@@ -19,7 +19,8 @@ from llmbench.drive.endpoint import Endpoint
 from llmbench.errors import Unmeasurable, UserError
 from llmbench.measure.timeline import decode
 from llmbench.plan import prompts
-from llmbench.records import Kind, Reads, Target, Timeline, Trace
+from llmbench.plan.prompts import PLAIN
+from llmbench.records import Content, Kind, Message, Reads, Target, Timeline, Trace
 
 PROBE_TIMEOUT_S = 120.0
 MOST_GUESSES = 12
@@ -96,12 +97,13 @@ class Probe:
         assert problem is not None
         raise problem
 
-    async def fit_prompt(self, wanted: int) -> Fit:
+    async def fit_prompt(self, wanted: int, content: Content = PLAIN) -> Fit:
         """A prompt that the server counts as ``wanted`` tokens, template and nonce included."""
-        return await fit(self._target.name, wanted, self._count)
+        return await fit(self._target.name, wanted, lambda words: self.count(words, content))
 
-    async def _count(self, words: int) -> int | None:
-        timeline = await self.ask(self._prompt(words), output_tokens=1)
+    async def count(self, words: int, content: Content = PLAIN) -> int | None:
+        """The tokens of a prompt of so many words; ``None`` where the server does not count."""
+        timeline = await self.ask(self._prompt(words, content), output_tokens=1)
         return timeline.usage.prompt_tokens
 
     async def greedy(self, prompt: str, output_tokens: int) -> list[str]:
@@ -110,9 +112,9 @@ class Probe:
         events = self._api.decode(sse.parse(trace.body))
         return [event.text for event in events if event.kind & Kind.GENERATED]
 
-    def _prompt(self, words: int) -> str:
+    def _prompt(self, words: int, content: Content = PLAIN) -> str:
         self._asked += 1
-        return prompts.prompt(self._salt, -1, self._asked, words)
+        return prompts.prompt(self._salt, -1, self._asked, words, content)
 
     async def ask(self, prompt: str, *, output_tokens: int) -> Timeline:
         """One request, its reply decoded. Raises ``Unmeasurable`` for anything but a good one."""
@@ -123,7 +125,8 @@ class Probe:
 
     async def _exchange(self, prompt: str, output_tokens: int) -> Trace:
         began_s = time.monotonic()
-        body = self._api.encode(self.model, prompt, output_tokens, self.dialect)
+        said = [Message("user", prompt)]
+        body = self._api.encode(self.model, said, output_tokens, self.dialect, PLAIN)
         url = self._url
         try:
             async with self._session.post(url, data=body, allow_redirects=False) as reply:

@@ -13,7 +13,8 @@ from llmbench.drive.endpoint import Endpoint, endpoint
 from llmbench.drive.probe import Fit, Probe, fit
 from llmbench.errors import Unmeasurable
 from llmbench.plan import prompts
-from llmbench.records import CellFacts, Load, Provenance, Target
+from llmbench.plan.prompts import PLAIN
+from llmbench.records import CellFacts, Content, Load, Provenance, Target
 
 if TYPE_CHECKING:
     from llmbench.engines.hosted import HostedEngine
@@ -25,8 +26,11 @@ T = TypeVar("T")
 class Asker(Protocol):
     """Asks a target what must be known of it before it is timed."""
 
-    async def fit_prompt(self, wanted: int) -> Fit:
+    async def fit_prompt(self, wanted: int, content: Content = PLAIN) -> Fit:
         """A prompt that the target counts as ``wanted`` tokens, template and nonce included."""
+
+    async def count(self, words: int, content: Content = PLAIN) -> int | None:
+        """The tokens of a prompt of so many words; ``None`` where the target does not count."""
 
     async def greedy(self, prompt: str, output_tokens: int) -> list[str]:
         """The tokens of a greedy reply to ``prompt``, each as its text."""
@@ -104,12 +108,12 @@ class HostedAsker:
         self._engine = engine
         self._salt = salt
 
-    async def fit_prompt(self, wanted: int) -> Fit:
-        async def count(words: int) -> int:
-            prompt = prompts.prompt(self._salt, -1, words, words)
-            return await self._engine.count(self._target.api, prompt)
+    async def fit_prompt(self, wanted: int, content: Content = PLAIN) -> Fit:
+        return await fit(self._target.name, wanted, lambda words: self.count(words, content))
 
-        return await self._heard(fit(self._target.name, wanted, count))
+    async def count(self, words: int, content: Content = PLAIN) -> int | None:
+        prompt = prompts.prompt(self._salt, -1, words, words, content)
+        return await self._heard(self._engine.count(self._target.api, prompt))
 
     async def greedy(self, prompt: str, output_tokens: int) -> list[str]:
         (answer,) = await self._heard(

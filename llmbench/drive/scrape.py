@@ -5,14 +5,13 @@ import aiohttp
 from llmbench.apis import prometheus
 from llmbench.drive.aiohttp_client import session
 from llmbench.drive.endpoint import Endpoint
-from llmbench.records import ServerTime
 
 MOST_BYTES = 4 << 20
 PIECE_BYTES = 1 << 16
 
 
-async def scrape(endpoint: Endpoint, timeout_s: float = 5.0) -> dict[str, ServerTime]:
-    """What the server of ``endpoint`` says of where its time went, since it started.
+async def scrape(endpoint: Endpoint, timeout_s: float = 5.0) -> str:
+    """The metrics of the server of ``endpoint``, where they say something that is read.
 
     Empty where it says nothing, which is what most hosted endpoints do: this never raises. Only the
     endpoint's own origin is asked; a redirect is not followed, for the key must not go elsewhere.
@@ -21,11 +20,12 @@ async def scrape(endpoint: Endpoint, timeout_s: float = 5.0) -> dict[str, Server
     try:
         async with session(endpoint, timeout_s, one_shot=True) as asking:
             for url in _places(endpoint):
-                if found := prometheus.times(await _text(asking, url)):
-                    return found
+                text = await _text(asking, url)
+                if prometheus.times(text) or prometheus.cached(text):
+                    return text
     except (aiohttp.ClientError, OSError):
         pass  # what cannot be read says nothing
-    return {}
+    return ""
 
 
 def _places(endpoint: Endpoint) -> list[str]:

@@ -10,12 +10,13 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from llmbench.apis.prometheus import difference
+from llmbench.apis import prometheus
 from llmbench.drive.board import Board
 from llmbench.drive.clock import Clock
 from llmbench.drive.inline import Inline
 from llmbench.drive.job import Job
 from llmbench.drive.reach import Reached, reach
+from llmbench.drive.scales import find_scale, prompt_key
 from llmbench.drive.scrape import scrape
 from llmbench.drive.workers import Workers, how_many
 from llmbench.errors import Unmeasurable
@@ -23,7 +24,8 @@ from llmbench.host import raise_file_limit
 from llmbench.measure.cell import measure_cell, report_cells
 from llmbench.plan.grid import grid
 from llmbench.plan.prompts import AGREEMENT_TOKENS, agreement_prompts
-from llmbench.records import Cell, CellFacts, Health, Load, ServerTime, Target, Trace
+from llmbench.plan.scale import Scale
+from llmbench.records import Cell, CellFacts, Health, Load, Target, Trace
 from llmbench.store import RunDirectory, StoreError
 
 REFRESH_S = 0.5
@@ -53,6 +55,10 @@ class Runner(Protocol):
     @property
     def stopped(self) -> str:
         """Why the cell ended early, where it did."""
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the cell's reader should know beside that."""
 
     async def run(self) -> Health:
         """Run it to its end; how the client fared."""
@@ -149,7 +155,7 @@ class SweepRun:
                 progress=self._view.live,
             ) as reached:
                 self._directory.run.targets[number] = await self._with_agreement(reached)
-                for _, same in groupby(plans, key=lambda plan: plan.load.prompt_tokens):
+                for _, same in groupby(plans, key=lambda plan: prompt_key(plan.load)):
                     await self._measure_length(reached, list(same))
                     if self.interrupted:
                         return
@@ -157,15 +163,15 @@ class SweepRun:
             self._skip(plans, target, problem)
 
     async def _measure_length(self, reached: Reached, plans: list[CellFacts]) -> None:
-        """Run the cells that share a prompt length."""
+        """Run the cells whose prompts are made alike."""
         load = plans[0].load
         try:
-            fit = await reached.ask.fit_prompt(load.prompt_tokens)
+            scale = await find_scale(reached.ask, load)
         except Unmeasurable as problem:
             self._skip([reached.facts(plan) for plan in plans], reached.target, problem)
             return
         for plan in plans:
-            await self._measure_cell(reached, reached.facts(plan), fit.words)
+            await self._measure_cell(reached, reached.facts(plan), scale)
             if self.interrupted:
                 return
 
@@ -180,22 +186,29 @@ class SweepRun:
         ]
         return replace(reached.target, provenance=replace(provenance, greedy=greedy))
 
-    async def _measure_cell(self, reached: Reached, facts: CellFacts, words: int) -> None:
-        runner, workers = self._runner(reached, facts, words)
+    async def _measure_cell(self, reached: Reached, facts: CellFacts, scale: Scale) -> None:
+        runner, workers = self._runner(reached, facts, scale)
         label = f"cell {facts.cell + 1}/{len(grid(self._sweep))}, {reached.target.name}"
         watch = asyncio.create_task(self._watch(label, runner))
-        times = partial(self._server_times, reached)
+        metrics = partial(self._server_metrics, reached)
         self._running = runner
         try:
-            before = await times()
+            before = await metrics()
             health = await runner.run()
+            after = await metrics() if before else ""
             facts = replace(
                 facts,
                 workers=workers,
                 stopped=runner.stopped,
+                remarks=runner.remarks,
                 health=health,
                 memory_bytes=reached.process.memory_bytes() if reached.process else None,
-                server_times=difference(before, await times()) if before else {},
+                server_times=prometheus.difference(
+                    prometheus.times(before), prometheus.times(after)
+                ),
+                server_cached=prometheus.newly_cached(
+                    prometheus.cached(before), prometheus.cached(after)
+                ),
             )
             self._keep(facts, reached.target, runner.traces)
         except OSError as problem:
@@ -208,25 +221,25 @@ class SweepRun:
             self._view.cell_over()
             runner.close()
 
-    def _runner(self, reached: Reached, facts: CellFacts, words: int) -> tuple[Runner, int]:
+    def _runner(self, reached: Reached, facts: CellFacts, scale: Scale) -> tuple[Runner, int]:
         """What runs a cell, and in how many processes."""
-        concurrency, folder = facts.load.concurrency, self._directory.path
+        folder = self._directory.path
         job = Job(
             facts=facts,
             target=reached.target,
             dialect=reached.dialect,
-            words=words,
+            scale=scale,
             salt=self._salt,
             timeout_s=self._sweep.timeout,
-            streams=list(range(concurrency)),
+            first_token_timeout_s=self._sweep.first_token_timeout,
         )
-        workers = how_many(self._sweep.workers, concurrency)
+        workers = how_many(self._sweep.workers, facts.load)
         if reached.hosted is None and workers > 1:
             return Workers(job, workers, folder, self._clock.zero_ns), workers
         return Inline(job, folder, self._clock, reached.hosted), 1
 
-    async def _server_times(self, reached: Reached) -> dict[str, ServerTime]:
-        return await scrape(reached.endpoint) if reached.endpoint is not None else {}
+    async def _server_metrics(self, reached: Reached) -> str:
+        return await scrape(reached.endpoint) if reached.endpoint is not None else ""
 
     async def _watch(self, label: str, runner: Runner) -> None:
         while self._view.live:

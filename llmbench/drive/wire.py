@@ -8,6 +8,8 @@ cell.
 import asyncio
 import socket
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from itertools import accumulate
 from time import monotonic_ns
@@ -21,6 +23,7 @@ from llmbench.drive.clock import ANCILLARY_BYTES, Clock
 from llmbench.drive.endpoint import Endpoint
 from llmbench.drive.opening import READ_BYTES, Failure, Tls, open_socket
 from llmbench.drive.poller import Poller
+from llmbench.drive.timeouts import Timeouts
 from llmbench.records import Call, Connect, Trace
 
 OPENING_AT_ONCE = 32
@@ -43,14 +46,12 @@ class WireClient:
         endpoint: Endpoint,
         path: str,
         streams: Iterable[int],
-        timeout_s: float,
+        timeouts: Timeouts,
         clock: Clock,
     ) -> None:
         self._poller = Poller()
-        self._connections = {
-            stream: _Connection(endpoint, path, timeout_s, clock, self._poller)
-            for stream in streams
-        }
+        self._new = partial(_Connection, endpoint, path, timeouts, clock, self._poller)
+        self._connections = {stream: self._new() for stream in streams}
 
     async def open(self) -> None:
         """Connect every stream, a few at a time; one that fails tries again at its first call."""
@@ -65,7 +66,17 @@ class WireClient:
 
         await asyncio.gather(*(connect(each) for each in self._connections.values()))
 
+    async def prepare(self, stream: int) -> None:
+        connection = self._connections[stream] = self._new()
+        with suppress(Failure):
+            await connection.connect()
+
+    def expect(self, due_ns: int) -> None:
+        self._poller.due_ns = due_ns
+
     async def exchange(self, call: Call) -> Trace:
+        if call.stream not in self._connections:
+            await self.prepare(call.stream)
         return await self._connections[call.stream].exchange(call)
 
     def settle(self, trace: Trace) -> Trace:
@@ -81,10 +92,10 @@ class _Connection:
     """One connection, which carries one exchange at a time and is opened again where need be."""
 
     def __init__(
-        self, endpoint: Endpoint, path: str, timeout_s: float, clock: Clock, poller: Poller
+        self, endpoint: Endpoint, path: str, timeouts: Timeouts, clock: Clock, poller: Poller
     ) -> None:
         self._endpoint = endpoint
-        self._timeout_s = timeout_s
+        self._timeouts = timeouts
         self._clock = clock
         self._poller = poller
         self._loop = asyncio.get_running_loop()
@@ -157,13 +168,18 @@ class _Connection:
         self._used = True
         self._done = self._loop.create_future()
         self._idle = False
-        timer = self._loop.call_later(self._timeout_s, self._time_out)
+        timers = [self._loop.call_later(self._timeouts.whole_s, self._time_out)]
+        if self._timeouts.first_token_s is not None:
+            timers.append(
+                self._loop.call_later(self._timeouts.first_token_s, self._time_out_unless_begun)
+            )
         try:
             self._send(request)
             await self._done
         finally:
             self._idle = True
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
 
     def _send(self, request: bytes) -> None:
         """Send what the socket takes now; the rest goes when it takes more."""
@@ -256,7 +272,15 @@ class _Connection:
             self._fail(Failure("reset", words))
 
     def _time_out(self) -> None:
-        self._fail(Failure("timeout", f"no end of the reply within {self._timeout_s:g} s"))
+        limit_s = self._timeouts.whole_s
+        self._fail(Failure("timeout", f"no end of the reply within {limit_s:g} s"))
+
+    def _time_out_unless_begun(self) -> None:
+        """The one look at what a reply says while it comes in: is there a token?"""
+        with suppress(httptools.HttpParserError):
+            self._reply.parse()
+        if not self._timeouts.has_begun(b"".join(self._reply.recording.pieces)):
+            self._fail(self._timeouts.no_first_token)
 
     def _finish(self) -> None:
         self._idle = True

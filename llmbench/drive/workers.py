@@ -6,6 +6,7 @@ parent is gone ends by itself.
 """
 
 import asyncio
+import math
 import multiprocessing
 import os
 import signal
@@ -13,28 +14,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from time import monotonic_ns
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from llmbench.drive.board import SLOTS, Board
+from llmbench.drive.board import SLOTS, Board, samples_wanted
 from llmbench.drive.clock import Clock
-from llmbench.drive.closed_loop import ClosedLoop
 from llmbench.drive.job import Job
+from llmbench.drive.open_loop import LEAD_NS
 from llmbench.drive.spool import Spool
-from llmbench.records import Health, Trace
+from llmbench.plan.arrivals import read_rate
+from llmbench.records import Health, Load, Trace
 from llmbench.store import read_traces, write_traces
 
 LOOK_S = 0.01
 STREAMS_A_WORKER = 256
+RATE_A_WORKER = 250
 
 
-def how_many(asked: int | str, concurrency: int) -> int:
-    """The number of workers; ``auto`` takes one per 256 streams and leaves a core to others."""
+def how_many(asked: int | str, load: Load) -> int:
+    """The number of workers; ``auto`` takes one per 256 streams, or per 250 requests a second of
+    an open loop, and leaves a core to others."""
     if asked == "auto":
-        asked = min(max((os.cpu_count() or 2) - 1, 1), -(-concurrency // STREAMS_A_WORKER))
-    return min(int(asked), concurrency)
+        wanted = load.concurrency / STREAMS_A_WORKER
+        if load.rate:
+            wanted = max(read_rate(load.rate).values, default=0.0) / RATE_A_WORKER
+        asked = min(max((os.cpu_count() or 2) - 1, 1), max(math.ceil(wanted), 1))
+    return min(int(asked), load.concurrency) if not load.rate else int(asked)
 
 
 class Outcome(Struct):
@@ -42,6 +50,7 @@ class Outcome(Struct):
 
     health: Health | None = None
     stopped: str = ""
+    skipped: str = ""
     broke: str = ""
 
 
@@ -50,17 +59,20 @@ class Workers:
 
     def __init__(self, job: Job, count: int, folder: Path, zero_ns: int) -> None:
         context = multiprocessing.get_context("spawn")
-        slots, lock = context.RawArray("q", SLOTS), context.RLock()
         self.load = job.facts.load
-        self.board = Board(self.load, slots, lock)
+        slots, lock = context.RawArray("q", SLOTS), context.RLock()
+        samples = context.RawArray("d", samples_wanted(self.load))
+        self.board = Board(self.load, count, slots, samples, lock)
         self.stopped = ""
+        self.remarks: list[str] = []
         self._files = [folder / f".worker-{number}.jsonl" for number in range(count)]
         self._workers: list[tuple[Any, Connection]] = []
         for number, file in enumerate(self._files):
             ours, theirs = context.Pipe()
-            share = msgspec.structs.replace(job, streams=job.streams[number::count])
+            share = job.share(number, count)
+            shared = (slots, samples, lock)
             process = context.Process(
-                target=_work, args=(share, slots, lock, theirs, str(file), zero_ns), daemon=True
+                target=_work, args=(share, shared, theirs, str(file), zero_ns), daemon=True
             )
             with _signals_kept_from_children():
                 process.start()
@@ -70,8 +82,9 @@ class Workers:
     async def run(self) -> Health:
         """Start the workers together; the sum of how they fared when the cell is over."""
         await asyncio.gather(*(self._hear(pipe) for _, pipe in self._workers))
+        start_ns = monotonic_ns() + LEAD_NS
         for _, pipe in self._workers:
-            pipe.send("go")
+            pipe.send(start_ns)
         outcomes = await asyncio.gather(*(self._hear(pipe) for _, pipe in self._workers))
         for process, _ in self._workers:
             process.join()
@@ -79,6 +92,8 @@ class Workers:
         if broke:
             raise OSError(0, broke[0])
         self.stopped = self.stopped or next((each.stopped for each in outcomes if each.stopped), "")
+        remarks = [self.board.remark, *(each.skipped for each in outcomes)]
+        self.remarks = [each for each in dict.fromkeys(remarks) if each]
         return _sum([outcome.health for outcome in outcomes if outcome.health is not None])
 
     async def _hear(self, pipe: Connection) -> Outcome:
@@ -134,8 +149,10 @@ def _sum(healths: list[Health]) -> Health:
 # ── in the worker ────────────────────────────────────────────────────────────────────────────────
 
 
-def _work(job: Job, slots: Any, lock: Any, pipe: Connection, file: str, zero_ns: int) -> None:
-    board = Board(job.facts.load, slots, lock)
+def _work(
+    job: Job, shared: tuple[Any, Any, Any], pipe: Connection, file: str, zero_ns: int
+) -> None:
+    board = Board(job.facts.load, job.parts, *shared)
     try:
         outcome = asyncio.run(_run(job, board, pipe, Path(file), zero_ns))
     except OSError as problem:
@@ -149,11 +166,11 @@ async def _run(job: Job, board: Board, pipe: Connection, file: Path, zero_ns: in
     clock = Clock(zero_ns)
     client = job.client(clock)
     spool = Spool(file.parent)
-    running = ClosedLoop(job.facts.load, client, job.make_call, spool, board, job.streams)
     try:
         await client.open()
         pipe.send({})
         await _until(pipe.poll)
+        running = job.loop(client, spool, board, pipe.recv())
         orphaned = asyncio.create_task(_stop_if_orphaned(board))
         health = await running.run(clock)
         orphaned.cancel()
@@ -162,7 +179,7 @@ async def _run(job: Job, board: Board, pipe: Connection, file: Path, zero_ns: in
         clock.close()
     write_traces(file, job.traces(client, spool))
     spool.close()
-    return Outcome(health=health, stopped=running.stopped)
+    return Outcome(health=health, stopped=running.stopped, skipped=job.feed.skipped)
 
 
 async def _until(there: Callable[[], bool]) -> None:

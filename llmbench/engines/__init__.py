@@ -20,6 +20,7 @@ from llmbench.engines.models import embedded_model
 from llmbench.engines.process import EngineProcess
 from llmbench.engines.server import ManagedServer, free_port
 from llmbench.errors import UserError
+from llmbench.plan.lengths import read_length
 from llmbench.provenance import model_files, revision
 from llmbench.records import Load, ModelFile, Provenance, Target
 from llmbench.targets import COMMAND, IN_PROCESS
@@ -29,6 +30,15 @@ TEMPLATE_TOKENS = 128
 
 LEAST_CONTEXT = 256
 """Room for the fixed prompts of the agreement and for the probes, however short the load's are."""
+
+
+NEARLY_ALL = 0.999
+OPEN_LOOP_PARALLEL = 16
+"""The slots of a server that has a fixed number, for an open loop without a cap of its own."""
+
+DATASET_CONTEXT = 4096
+TURN_TOKENS = 64
+"""Room for what a user says in a later turn, and for the template around it."""
 
 
 class Running(Struct, frozen=True):
@@ -81,13 +91,24 @@ def _with_model(target: Target, progress: bool) -> tuple[Target, str]:
     return msgspec.structs.replace(target, model=name, quantization=quantization), str(path)
 
 
+def longest_tokens(load: Load) -> int:
+    """The most tokens of prompt and reply together in nearly all requests of ``load``; a dataset's
+    own lengths are not known before they are read."""
+    content = load.content
+    prompt = read_length(content.prompt_lengths or str(load.prompt_tokens)).at(NEARLY_ALL)
+    reply = read_length(content.output_lengths or str(load.output_tokens)).at(NEARLY_ALL)
+    if content.dataset:
+        return max(prompt + reply, DATASET_CONTEXT)
+    return prompt + reply + (content.turns - 1) * (reply + TURN_TOKENS)
+
+
 def _options(target: Target, model: str, loads: Sequence[Load]) -> ServerOptions:
-    longest = max(load.prompt_tokens + load.output_tokens for load in loads)
+    longest = max(map(longest_tokens, loads))
     return ServerOptions(
         python=target.python or sys.executable,
         model=model,
         port=free_port(),
-        parallel=max(load.concurrency for load in loads),
+        parallel=max(load.concurrency or OPEN_LOOP_PARALLEL for load in loads),
         context=max(longest + TEMPLATE_TOKENS, LEAST_CONTEXT),
         dtype=target.dtype,
         quantization=target.quantization if not target.engine.startswith("llamacpp") else None,

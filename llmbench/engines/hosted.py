@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,7 +15,7 @@ from llmbench import hosts
 from llmbench.engines.process import EngineProcess
 from llmbench.engines.server import LOOK_S, Waiting
 from llmbench.errors import Unmeasurable, UserError
-from llmbench.hosts.protocol import Facts
+from llmbench.hosts.protocol import Facts, Prompt
 
 CANCEL_TIMEOUT_S = 30.0
 
@@ -102,10 +103,13 @@ class HostedEngine:
             f"(log: {self.process.log_path})"
         )
 
-    async def generate(self, api: str, prompts: list[str], max_tokens: int) -> list[Answer]:
-        """Run ``prompts`` together; their answers, in order. Cancelled, it still takes the answers
-        that the engine gives once ``cancel`` was called. Raises ``ConnectionError`` where the
-        engine has died."""
+    async def generate(
+        self, api: str, prompts: Sequence[Prompt], max_tokens: int, exact: bool = True
+    ) -> list[Answer]:
+        """Run ``prompts`` together; their answers, in order, of ``max_tokens`` tokens each if
+        ``exact``, else up to where the model ends them. Cancelled, it still takes the answers that
+        the engine gives once ``cancel`` was called. Raises ``ConnectionError`` where the engine has
+        died."""
         number = next(self._numbers)
         futures = [self._expect(number, sequence) for sequence in range(len(prompts))]
         self._send(
@@ -115,12 +119,13 @@ class HostedEngine:
                 "api": api,
                 "prompts": prompts,
                 "max_tokens": max_tokens,
+                "exact": exact,
             }
         )
         lines = await asyncio.gather(*futures)
         return [msgspec.json.decode(line, type=Answer) for line in lines]
 
-    async def count(self, api: str, prompt: str) -> int:
+    async def count(self, api: str, prompt: Prompt) -> int:
         """How many tokens ``prompt`` is to the model, chat template included where there is one."""
         number = next(self._numbers)
         future = self._expect(number, 0)

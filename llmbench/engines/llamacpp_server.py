@@ -48,7 +48,8 @@ def _params(xllamacpp: Any, options: argparse.Namespace) -> Any:
     params.cache_ram_mib = 0
     params.endpoint_metrics = True
     # Each connection holds a thread, and a stream's old one may linger while its next is opened.
-    params.n_threads_http = 2 * options.parallel + 8
+    # An open loop has as many connections as it needs.
+    params.n_threads_http = max(2 * options.parallel + 8, 256)
     if options.threads:
         params.cpuparams.n_threads = options.threads
         params.cpuparams_batch.n_threads = options.threads

@@ -10,7 +10,16 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from llmbench.hosts.protocol import Facts, Job, Options, Refused
+from llmbench.hosts.protocol import (
+    Facts,
+    Job,
+    Options,
+    Prompt,
+    Refused,
+    conversation,
+    plain,
+    words_of,
+)
 
 
 class LlamaCpp:
@@ -21,14 +30,14 @@ class LlamaCpp:
         self._server = server
         self._epoch = 0  # calls of an earlier epoch than this are cancelled
 
-    def count(self, api: str, prompt: str) -> int:
+    def count(self, api: str, prompt: Prompt) -> int:
         usage: dict[str, Any] = {}
 
         def keep(chunk: dict[str, Any]) -> bool:
             usage.update(chunk.get("usage") or {})
             return False
 
-        self._call(api, prompt, 1, keep)
+        self._call(api, prompt, 1, True, keep)
         return int(usage["prompt_tokens"])
 
     def submit(self, job: Job) -> None:
@@ -49,13 +58,16 @@ class LlamaCpp:
             if choices and _text(choices[0]):
                 before, made = made, chunk["timings"]["predicted_n"]
                 job.stamp(sequence, (made - before, choices[0]))
-            last.update({key: chunk[key] for key in ("usage", "timings", "error") if key in chunk})
+                last["timings"] = chunk["timings"]  # not an end token's, which come last
+            if choices:
+                last["finish"] = choices[0].get("finish_reason")
+            last.update({key: chunk[key] for key in ("usage", "error") if key in chunk})
             return self._epoch > epoch
 
         try:
-            self._call(job.api, job.prompts[sequence], job.max_tokens, keep)
+            self._call(job.api, job.prompts[sequence], job.max_tokens, job.exact, keep)
         except Exception as problem:
-            job.failed(sequence, f"{type(problem).__name__}: {problem}")
+            job.failed(sequence, words_of(problem))
             return
         if "error" in last:
             job.failed(sequence, str(last["error"]))
@@ -66,25 +78,26 @@ class LlamaCpp:
             sequence,
             prompt_tokens=last.get("usage", {}).get("prompt_tokens", 0),
             text=lambda made: (made[0], _text(made[1])),
+            finish=last.get("finish") or "",
             stages={stage: ms for stage, ms in stages.items() if ms is not None},
             error="cancelled" if self._epoch > epoch else "",
         )
 
-    def _call(self, api: str, prompt: str, tokens: int, keep: Any) -> None:
+    def _call(self, api: str, prompt: Prompt, tokens: int, exact: bool, keep: Any) -> None:
         options = {
             "max_tokens": tokens,
             "temperature": 0,
-            "ignore_eos": True,
+            "ignore_eos": exact,
             "cache_prompt": False,
             "stream": True,
             "stream_options": {"include_usage": True},
             "timings_per_token": True,
         }
         if api == "chat":
-            messages = [{"role": "user", "content": prompt}]
-            self._server.handle_chat_completions({"messages": messages} | options, keep)
+            said = {"messages": conversation(prompt)}
+            self._server.handle_chat_completions(said | options, keep)
         else:
-            self._server.handle_completions({"prompt": prompt} | options, keep)
+            self._server.handle_completions({"prompt": plain(prompt)} | options, keep)
 
 
 def _text(choice: dict[str, Any]) -> str:
@@ -139,5 +152,5 @@ def _first_token_s(engine: LlamaCpp) -> float:
             first_s = monotonic() - began_s
         return False
 
-    engine._call("completions", "Once upon a time", 2, keep)
+    engine._call("completions", "Once upon a time", 2, True, keep)
     return first_s

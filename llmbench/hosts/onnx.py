@@ -1,8 +1,10 @@
 """onnxruntime-genai: an exported model, in static batches.
 
-Whatever waits when a batch ends runs as the next one: each sequence to its own length, the batch to
-the longest. (The library's Engine does no better with such models: what it is given while a batch
-runs also waits, and batches that change as they run need paged attention, which is CUDA's alone.)
+Whatever waits when a batch ends runs as the next one: each sequence to its own length or end, the
+batch to the longest. (The library's Engine does no better with such models: what it is given while
+a batch runs also waits, and batches that change as they run need paged attention, which is CUDA's
+alone.) End tokens are forbidden to a whole batch or to none of it: replies of an exact length and
+those that stop by themselves run in batches of their own.
 
 The library's Python binding holds the interpreter's lock while it computes. A request that came
 meanwhile would be noted only when the token, or the whole prefill, is done, and look faster than it
@@ -21,7 +23,17 @@ from pathlib import Path
 from time import monotonic, monotonic_ns
 from typing import Any
 
-from llmbench.hosts.protocol import Engine, Facts, Job, Options, Refused
+from llmbench.hosts.protocol import (
+    Engine,
+    Facts,
+    Job,
+    Options,
+    Prompt,
+    Refused,
+    conversation,
+    plain,
+    words_of,
+)
 
 PROVIDERS = {"cpu": None, "cuda": "cuda"}
 
@@ -47,7 +59,7 @@ def load(options: Options) -> Engine:
     except RuntimeError as problem:
         raise Refused(f"onnxruntime-genai cannot load {folder}: {problem}") from problem
     loaded_s = monotonic()
-    with closing(model.steps([model.encode("completions", "Hello")], 2)) as steps:
+    with closing(model.steps([model.encode("completions", "Hello")], 2, exact=True)) as steps:
         next(steps)
     files = sorted(file for file in folder.iterdir() if ".onnx" in file.name)
     facts = Facts(
@@ -61,17 +73,20 @@ def load(options: Options) -> Engine:
         weights_bytes=sum(file.stat().st_size for file in files),
     )
     limit = options.max_model_len or config["model"]["context_length"]
-    return Onnx(model, facts, options.parallel, limit)
+    return Onnx(model, facts, options.parallel, limit, _ends(config))
 
 
 class Onnx:
     """The engine: one thread that runs batches, of up to ``parallel`` prompts."""
 
-    def __init__(self, model: "_Model", facts: Facts, parallel: int, limit: int) -> None:
+    def __init__(
+        self, model: "_Model", facts: Facts, parallel: int, limit: int, ends: frozenset[int]
+    ) -> None:
         self.facts = facts
         self._model = model
         self._parallel = parallel
         self._limit = limit
+        self._ends = ends
         self._waiting: list[Job] = []
         self._changed = threading.Condition()
         self._stopped = False
@@ -79,10 +94,12 @@ class Onnx:
         self._ended_s = 0.0
         threading.Thread(target=self._work, daemon=True).start()
 
-    def count(self, api: str, prompt: str) -> int:
+    def count(self, api: str, prompt: Prompt) -> int:
         return len(self._model.encode(api, prompt))
 
     def submit(self, job: Job) -> None:
+        if not job.exact and not self._ends:
+            raise Refused("no reply can stop by itself: the genai_config.json has no eos_token_id")
         with self._changed:
             self._waiting.append(job)
             self._changed.notify()
@@ -93,7 +110,7 @@ class Onnx:
             self._stopped = True
         for job in waiting:
             for sequence in range(len(job.prompts)):
-                _Row(job, sequence).answer(self._model, self._limit)
+                _Row(job, sequence).answer(self._model)
 
     def _work(self) -> None:
         while True:
@@ -107,7 +124,7 @@ class Onnx:
             with self._changed:
                 self._expected = min(len(rows) + len(self._waiting), self._parallel)
             for row in rows:
-                row.answer(self._model, self._limit)
+                row.answer(self._model)
             self._ended_s = monotonic()
 
     def _next_batch(self) -> list[Job]:
@@ -116,8 +133,9 @@ class Onnx:
             self._changed.wait_for(lambda: self._waiting)
             self._changed.wait_for(self._gathered, self._ended_s + GATHER_S - monotonic())
             self._changed.wait_for(lambda: self._waiting)  # those may have been cancelled
-            single = [len(job.prompts) == 1 for job in self._waiting] + [False]
-            taken = max(1, min(single.index(False), self._parallel))
+            exact = self._waiting[0].exact
+            alike = [len(job.prompts) == 1 and job.exact == exact for job in self._waiting]
+            taken = max(1, min([*alike, False].index(False), self._parallel))
             batch, self._waiting = self._waiting[:taken], self._waiting[taken:]
             self._stopped = False
             return batch
@@ -130,17 +148,18 @@ class Onnx:
     def _run(self, rows: "list[_Row]") -> None:
         for row in rows:
             row.encode(self._model)
-        rows = [row for row in rows if len(row.prompt) + row.job.max_tokens <= self._limit]
+        rows = [row for row in rows if row.fits(self._limit)]
         if not rows:
             return
+        exact = rows[0].job.exact
+        ends: frozenset[int] = frozenset() if exact else self._ends
         tokens = max(row.job.max_tokens for row in rows)
-        steps = self._model.steps([row.prompt for row in rows], tokens)
+        steps = self._model.steps([row.prompt for row in rows], tokens, exact)
         with closing(steps):
-            for made, step in enumerate(steps):
+            for step in steps:
                 for row, token in zip(rows, step, strict=True):
-                    if made < row.job.max_tokens:
-                        row.job.stamp(row.sequence, token)
-                if self._stopped:
+                    row.take(token, ends)
+                if self._stopped or all(row.over for row in rows):
                     return
 
 
@@ -152,19 +171,39 @@ class _Row:
         self.sequence = sequence
         self.prompt: list[int] = []
         self.error = ""
+        self._ended = False
         self._began_ns = self._encoded_ns = 0
+
+    @property
+    def over(self) -> bool:
+        return self._ended or len(self.job.events[self.sequence]) >= self.job.max_tokens
 
     def encode(self, model: "_Model") -> None:
         self._began_ns = monotonic_ns()
-        self.prompt = model.encode(self.job.api, self.job.prompts[self.sequence])
+        try:
+            self.prompt = model.encode(self.job.api, self.job.prompts[self.sequence])
+        except Exception as problem:  # such as the chat template's own: the others may do
+            self.error = words_of(problem)
         self._encoded_ns = monotonic_ns()
 
-    def answer(self, model: "_Model", limit: int) -> None:
-        """Send what there is: all of it, what was made until it was cancelled, or an error."""
-        whole = len(self.job.events[self.sequence]) == self.job.max_tokens
+    def fits(self, limit: int) -> bool:
+        """Whether it may run; ``error`` says why not."""
         wanted = len(self.prompt) + self.job.max_tokens
-        if wanted > limit:
+        if not self.error and wanted > limit:
             self.error = f"{wanted} tokens of prompt and reply are more than the model's {limit}"
+        return not self.error
+
+    def take(self, token: int, ends: frozenset[int]) -> None:
+        """Note the token of a step. Once it is over, there is nothing more to note."""
+        if self.over:
+            return
+        if token in ends:
+            self._ended = True
+        else:
+            self.job.stamp(self.sequence, token)
+
+    def answer(self, model: "_Model") -> None:
+        """Send what there is: all of it, what was made until it was cancelled, or an error."""
         if self.error:
             self.job.failed(self.sequence, self.error)
             return
@@ -173,10 +212,15 @@ class _Row:
                 self.sequence,
                 prompt_tokens=len(self.prompt),
                 text=text,
-                finish="length" if whole else "",
+                finish=self._finish(),
                 stages=self._stages(),
-                error="" if whole else "cancelled",
+                error="" if self.over else "cancelled",
             )
+
+    def _finish(self) -> str:
+        if self._ended:
+            return "stop"
+        return "length" if self.over else ""
 
     def _stages(self) -> dict[str, float]:
         events = self.job.events[self.sequence]
@@ -209,18 +253,24 @@ class _Model:
         self._tokenizer = api.create("OgaCreateTokenizer", self._model)
         self.device = api.text("OgaModelGetDeviceType", self._model).lower()
 
-    def encode(self, api: str, prompt: str) -> list[int]:
+    def encode(self, api: str, prompt: Prompt) -> list[int]:
         """The tokens of ``prompt``, in the model's chat template where ``api`` is ``chat``."""
         if api == "chat":
-            messages = json.dumps([{"role": "user", "content": prompt}]).encode()
+            messages = json.dumps(conversation(prompt)).encode()
             template = (self._tokenizer, None, messages, None, ctypes.c_bool(True))
-            prompt = self._api.text("OgaTokenizerApplyChatTemplate", *template)
+            text = self._api.text("OgaTokenizerApplyChatTemplate", *template)
+        else:
+            text = plain(prompt)
         with self._api.made("Sequences") as found:
-            self._api.call("OgaTokenizerEncode", self._tokenizer, prompt.encode(), found)
+            self._api.call("OgaTokenizerEncode", self._tokenizer, text.encode(), found)
             return self._api.sequence(found, 0)
 
-    def steps(self, prompts: Sequence[list[int]], tokens: int) -> Generator[Step, None, None]:
-        """Run ``prompts`` as one batch, greedily and past any end token, for ``tokens`` steps."""
+    def steps(
+        self, prompts: Sequence[list[int]], tokens: int, exact: bool
+    ) -> Generator[Step, None, None]:
+        """Run ``prompts`` as one batch, greedily, for ``tokens`` steps. No end token is made if
+        ``exact``; else whatever follows one is padding, and none may be asked for after the last
+        sequence's."""
         api = self._api
         longest = max(map(len, prompts)) + tokens
         with (
@@ -230,7 +280,8 @@ class _Model:
             for prompt in prompts:
                 ids = (ctypes.c_int32 * len(prompt))(*prompt)
                 api.call("OgaAppendTokenSequence", ids, ctypes.c_size_t(len(prompt)), batch)
-            numbers = {"batch_size": len(prompts), "max_length": longest, "min_length": longest}
+            least = longest if exact else 0
+            numbers = {"batch_size": len(prompts), "max_length": longest, "min_length": least}
             for name, number in numbers.items():
                 value = ctypes.c_double(number)
                 api.call("OgaGeneratorParamsSetSearchNumber", params, name.encode(), value)
@@ -335,6 +386,12 @@ def _read_config(folder: Path, options: Options) -> dict[str, Any]:
     if options.max_model_len is not None and options.max_model_len > context:
         raise Refused(f"max_model_len {options.max_model_len} is more than the model's {context}")
     return config
+
+
+def _ends(config: dict[str, Any]) -> frozenset[int]:
+    """The tokens that end a reply, as the model's configuration names them."""
+    named = config["model"].get("eos_token_id", [])
+    return frozenset([named] if isinstance(named, int) else named)
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -3,11 +3,16 @@
 The first line in is the options (``Options``); the first line out is ``{"ready": FACTS}`` or
 ``{"error": WORDS}``. Then, each with an ``id`` that its answers repeat:
 
-    in   {"op": "generate", "id", "api", "prompts": [...], "max_tokens"}
+    in   {"op": "generate", "id", "api", "prompts": [...], "max_tokens", "exact"}
     out  {"id", "sequence", "received_ns", "events": [[at_ns, tokens, text], ...],
           "prompt_tokens", "finish", "stages": {"prefill_ms": ...}, "error"}   one a prompt
     in   {"op": "count", "id", "api", "prompt"}     out  {"id", "prompt_tokens"} or {"id", "error"}
     in   {"op": "cancel"}                           ends all calls, each answered with what it has
+
+A prompt is a text or, where ``api`` is ``chat``, a list of messages (``{"role", "content"}``). A
+reply is of exactly ``max_tokens`` tokens where ``exact`` is true, end token or not; else it stops
+where the model ends it, after ``max_tokens`` at the latest. ``finish`` says which: ``length`` or
+``stop``. The end token is in no event: it is counted nowhere.
 
 Nothing is sent while tokens are being made: a call is answered when it is over, with the stamps
 that were taken as each token came to be. All stamps are ``time.monotonic_ns()``, which every
@@ -28,6 +33,34 @@ from typing import Any, Protocol
 
 class Refused(Exception):  # noqa: N818 - it is the engine that refuses
     """The engine cannot do what was asked: one line that says what is wrong and what is right."""
+
+
+Message = dict[str, str]
+"""What somebody says in a conversation: ``role`` and ``content``."""
+
+Prompt = str | list[Message]
+"""A text, or the messages of a conversation."""
+
+
+def conversation(prompt: Prompt) -> list[Message]:
+    """The messages of ``prompt``: a text is what a user says."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    # Some engines would go on with the model's own last words, others answer them.
+    if not messages or messages[-1]["role"] == "assistant":
+        raise Refused("the last message of a conversation has to be one for the model to answer")
+    return messages
+
+
+def plain(prompt: Prompt) -> str:
+    """The text of ``prompt``, which may not be messages."""
+    if not isinstance(prompt, str):
+        raise Refused("messages are for the chat API alone: completions take a text")
+    return prompt
+
+
+def words_of(problem: Exception) -> str:
+    """What went wrong, in the words that the user gets."""
+    return str(problem) if isinstance(problem, Refused) else f"{type(problem).__name__}: {problem}"
 
 
 @dataclass(frozen=True)
@@ -78,14 +111,16 @@ class Job:
     def __init__(self, message: dict[str, Any], received_ns: int) -> None:
         self.received_ns = received_ns
         self.api: str = message["api"]
-        self.prompts: list[str] = message["prompts"]
+        self.prompts: list[Prompt] = message["prompts"]
         self.max_tokens: int = message["max_tokens"]
+        self.exact: bool = message["exact"]
         self.events: list[list[tuple[int, Any]]] = [[] for _ in self.prompts]
         self._id: int = message["id"]
 
     def stamp(self, sequence: int, made: Any) -> None:
         """Note that tokens of prompt ``sequence`` exist now. ``made`` is whatever tells which, for
-        ``done`` to make text of: nothing is decoded while tokens are timed."""
+        ``done`` to make text of: nothing is decoded while tokens are timed. Not for an end token
+        that the reply stops at."""
         self.events[sequence].append((monotonic_ns(), made))
 
     def done(
@@ -101,7 +136,8 @@ class Job:
         """Answer for one prompt. ``text`` makes ``(tokens, text)`` of what each stamp was given.
 
         ``stages`` are milliseconds by name, as far as the engine knows: ``tokenize_ms``,
-        ``queue_ms``, ``prefill_ms``, ``decode_ms``. ``error`` is ``cancelled`` or one line.
+        ``queue_ms``, ``prefill_ms``, ``decode_ms``, which ends with the last stamp. ``error`` is
+        ``cancelled`` or one line.
         """
         send(
             {
@@ -127,12 +163,12 @@ class Engine(Protocol):
 
     facts: Facts
 
-    def count(self, api: str, prompt: str) -> int:
+    def count(self, api: str, prompt: Prompt) -> int:
         """How many tokens ``prompt`` is to the model, chat template included where ``api`` is
         ``chat``."""
 
     def submit(self, job: Job) -> None:
-        """Begin ``job``: greedy, and of exactly ``max_tokens`` tokens, end token or not."""
+        """Begin ``job``: greedy, and of ``max_tokens`` tokens, end token or not, if ``exact``."""
 
     def cancel(self) -> None:
         """End all that is running; each prompt is answered with ``error="cancelled"``."""
@@ -187,12 +223,12 @@ def _answer(engine: Engine, message: dict[str, Any], received_ns: int) -> None:
                 engine.submit(job)
             except Exception as problem:
                 for sequence in range(len(job.prompts)):
-                    job.failed(sequence, f"{type(problem).__name__}: {problem}")
+                    job.failed(sequence, words_of(problem))
         case "count":
             try:
                 tokens = engine.count(message["api"], message["prompt"])
             except Exception as problem:
-                send({"id": message["id"], "error": f"{type(problem).__name__}: {problem}"[:300]})
+                send({"id": message["id"], "error": words_of(problem)[:300]})
             else:
                 send({"id": message["id"], "prompt_tokens": tokens})
         case "cancel":

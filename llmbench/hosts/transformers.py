@@ -12,7 +12,8 @@ left, stamped by a streamer (the library hands it tokens that are already on the
 its own length. A model that continuous batching cannot run (the first reply tells) takes this way
 for all prompts: what waits when a batch ends is the next one.
 
-End tokens are nothing special to either: neither a reason to stop nor forbidden.
+Where a reply is of an exact length, end tokens are nothing special to either: neither a reason to
+stop nor forbidden. Else a reply is over with the model's own, and the others of a batch go on.
 """
 
 import sys
@@ -24,7 +25,17 @@ from queue import Empty, SimpleQueue
 from time import monotonic, monotonic_ns, sleep
 from typing import Any
 
-from llmbench.hosts.protocol import Engine, Facts, Job, Options
+from llmbench.hosts.protocol import (
+    Engine,
+    Facts,
+    Job,
+    Options,
+    Prompt,
+    Refused,
+    conversation,
+    plain,
+    words_of,
+)
 from llmbench.hosts.transformers_model import load_model
 
 PAGE_TOKENS = 256
@@ -46,13 +57,16 @@ def load(options: Options) -> Engine:
 
 @dataclass
 class Reply:
-    """One prompt on its way. ``era`` is the count of cancels when it was asked for."""
+    """One prompt on its way. ``era`` is the count of cancels when it was asked for, ``ends`` are
+    the tokens that end it, ``ended`` whether one did."""
 
     job: Job
     sequence: int
     era: int
     ids: list[int]
     tokenize_ms: float
+    ends: frozenset[int] = frozenset()
+    ended: bool = False
     begun_ns: int = 0
 
     @property
@@ -61,7 +75,11 @@ class Reply:
 
     @property
     def complete(self) -> bool:
-        return len(self.events) >= self.job.max_tokens
+        return self.ended or len(self.events) >= self.job.max_tokens
+
+    @property
+    def finish(self) -> str:
+        return "stop" if self.ended else "length"
 
     def stages(self) -> dict[str, float]:
         """How long each part took, as far as it got. They don't overlap."""
@@ -84,7 +102,8 @@ class TransformersEngine:
         import transformers
 
         self.facts = facts
-        # Neither sampling nor an end token that the model's authors chose.
+        self._ends = _ends(model, tokenizer)
+        # Neither sampling nor, unless it is asked for, an end token that the model's authors chose.
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self._pad = next(token for token in pads if token is not None)
         model.generation_config = transformers.GenerationConfig(
@@ -105,7 +124,7 @@ class TransformersEngine:
         self._replies: dict[str, Reply] = {}
         threading.Thread(target=self._work, daemon=True).start()
 
-    def count(self, api: str, prompt: str) -> int:
+    def count(self, api: str, prompt: Prompt) -> int:
         return len(self._encode(api, prompt))
 
     def submit(self, job: Job) -> None:
@@ -137,16 +156,18 @@ class TransformersEngine:
         rehearsal.over.wait()
         return rehearsal
 
-    def _encode(self, api: str, prompt: str) -> list[int]:
+    def _encode(self, api: str, prompt: Prompt) -> list[int]:
         tokenizer = self._tokenizer
+        template = getattr(tokenizer, "chat_template", None)
+        if api == "chat" and not template and not isinstance(prompt, str):
+            raise Refused("the model has no chat template: it takes a text, and no messages")
         with self._encoding:
-            if api == "chat" and getattr(tokenizer, "chat_template", None):
-                messages = [{"role": "user", "content": prompt}]
+            if api == "chat" and template:
                 encoded = tokenizer.apply_chat_template(
-                    messages, add_generation_prompt=True, return_dict=True
+                    conversation(prompt), add_generation_prompt=True, return_dict=True
                 )
             else:
-                encoded = tokenizer(prompt)
+                encoded = tokenizer(plain(prompt))
         return list(encoded["input_ids"])
 
     def _work(self) -> None:
@@ -160,7 +181,7 @@ class TransformersEngine:
             except Exception as problem:
                 print(f"{type(problem).__name__}: {problem}", file=sys.stderr)
                 for sequence in range(len(job.prompts)):
-                    job.failed(sequence, f"{type(problem).__name__}: {problem}")
+                    job.failed(sequence, words_of(problem))
 
     def _take(self, era: int, job: Job) -> None:
         if self._continuous and len(job.prompts) == 1:
@@ -181,8 +202,14 @@ class TransformersEngine:
         replies = []
         for sequence, prompt in enumerate(job.prompts):
             began_ns = monotonic_ns()
-            ids = self._encode(job.api, prompt)
+            try:
+                ids = self._encode(job.api, prompt)
+            except Exception as failure:  # such as the chat template's own
+                job.failed(sequence, words_of(failure))
+                continue
             reply = Reply(job, sequence, era, ids, (monotonic_ns() - began_ns) / 1e6)
+            if not job.exact:
+                reply.ends = self._ends
             if problem := self._problem(reply):
                 self._answer(reply, problem)
             else:
@@ -195,6 +222,8 @@ class TransformersEngine:
         tokens, limit = len(reply.ids), self._options.max_model_len
         if not tokens:
             return "the prompt has no tokens"
+        if not reply.job.exact and not reply.ends:
+            return "no reply can stop by itself: the model names no end token"
         if limit is not None and tokens + reply.job.max_tokens > limit:
             asked = f"a prompt of {tokens} tokens and a reply of {reply.job.max_tokens}"
             return f"{asked} are more than max_model_len, {limit}"
@@ -205,7 +234,7 @@ class TransformersEngine:
             reply.sequence,
             prompt_tokens=len(reply.ids),
             text=_reader(self._tokenizer),
-            finish="" if error else "length",
+            finish="" if error else reply.finish,
             stages=reply.stages(),
             error=" ".join(error.split())[:300],
         )
@@ -239,7 +268,8 @@ class TransformersEngine:
         mask = [[0] * n + [1] * (longest - n) for n in pads]
 
         def ended(ids: Any, _scores: Any, **_: Any) -> Any:
-            return torch.full((len(ids),), era != self._era, device=ids.device)
+            over = era != self._era or all(reply.complete for reply in replies)
+            return torch.full((len(ids),), over, device=ids.device)
 
         begun_ns = monotonic_ns()
         for reply in replies:
@@ -273,7 +303,7 @@ class TransformersEngine:
             reply.ids,
             request_id=request,
             max_new_tokens=reply.job.max_tokens,
-            eos_token_id=-1,  # none
+            eos_token_id=sorted(reply.ends) or -1,  # none
             record_timestamps=True,
         )
         if taken is None:
@@ -325,6 +355,9 @@ class TransformersEngine:
         # Seconds of perf_counter, on POSIX systems the same clock as monotonic.
         stamps = [int(at_s * 1e9) for at_s in output.timestamps]
         reply.events[:] = zip(stamps, output.generated_tokens, strict=False)
+        if reply.events and reply.events[-1][1] in reply.ends:
+            reply.events.pop()
+            reply.ended = True
         reply.begun_ns = max(0, int(output.lifespan[0] * 1e9))
         self._answer(reply, "" if reply.complete else self._why(reply, output.error))
         del self._replies[output.request_id]  # only now: whoever waits for none left may go on
@@ -339,8 +372,8 @@ class Rehearsal(Job):
     """A job of our own, whose answers go nowhere. ``over`` is set once all are there."""
 
     def __init__(self, prompts: list[str]) -> None:
-        asked = {"id": 0, "api": "completions", "prompts": prompts, "max_tokens": 2}
-        super().__init__(asked, monotonic_ns())
+        asked = {"api": "completions", "prompts": prompts, "max_tokens": 2, "exact": True}
+        super().__init__({"id": 0, **asked}, monotonic_ns())
         self.error = ""
         self.over = threading.Event()
         self._left = len(prompts)
@@ -364,11 +397,24 @@ class Stamper:
             self._begun = True
             return
         for reply, token in zip(self._replies, tokens.tolist(), strict=True):
-            if not reply.complete:
+            if reply.complete:
+                continue
+            if token in reply.ends:
+                reply.ended = True
+            else:
                 reply.job.stamp(reply.sequence, token)
 
     def end(self) -> None:
         pass
+
+
+def _ends(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a reply, as the model's authors name them."""
+    named = (model.generation_config, model.config, tokenizer)
+    for ids in (getattr(each, "eos_token_id", None) for each in named):
+        if ids is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()
 
 
 def _reader(tokenizer: Any) -> Callable[[int], tuple[int, str]]:

@@ -15,7 +15,16 @@ from pathlib import Path
 from time import monotonic, monotonic_ns
 from typing import Any, NamedTuple
 
-from llmbench.hosts.protocol import Engine, Facts, Job, Options, Refused
+from llmbench.hosts.protocol import (
+    Engine,
+    Facts,
+    Job,
+    Options,
+    Prompt,
+    Refused,
+    conversation,
+    plain,
+)
 
 EXTRA = (
     "the vllm engine needs its extra: pip install 'llmbench[vllm]', or name its environment: "
@@ -208,10 +217,12 @@ def _leave_no_orphans() -> None:
 
 
 class _End(NamedTuple):
-    """How a request ended: vLLM's word for it, and its own stamps."""
+    """How a request ended: vLLM's word for it, its own stamps, and that of the last token that is
+    no end token."""
 
     reason: str
     stamps: Any
+    last_s: float
 
 
 class Vllm:
@@ -233,7 +244,7 @@ class Vllm:
             config.model_config.tokenizer, trust_remote_code=False
         )
 
-    def count(self, api: str, prompt: str) -> int:
+    def count(self, api: str, prompt: Prompt) -> int:
         return len(self._tokens(api, prompt))
 
     def submit(self, job: Job) -> None:
@@ -257,14 +268,13 @@ class Vllm:
     def _wait_for(self, work: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    def _tokens(self, api: str, prompt: str) -> list[int]:
+    def _tokens(self, api: str, prompt: Prompt) -> list[int]:
         if api == "chat":
-            said = [{"role": "user", "content": prompt}]
             ids = self._tokenizer.apply_chat_template(
-                said, add_generation_prompt=True, return_dict=False
+                conversation(prompt), add_generation_prompt=True, return_dict=False
             )
         else:
-            ids = self._tokenizer(prompt)["input_ids"]
+            ids = self._tokenizer(plain(prompt))["input_ids"]
         return list(ids)
 
     # What follows runs in the event loop.
@@ -282,23 +292,26 @@ class Vllm:
             task.cancel()  # vLLM aborts the request of a caller that is gone
 
     async def _stream(self, job: Job, sequence: int, token_ids: list[int]) -> _End:
-        reason, stamps = "", None
-        async for output in self._generate(token_ids, job.max_tokens):
+        reason, stamps, last_s = "", None, 0.0
+        async for output in self._generate(token_ids, job.max_tokens, job.exact):
             made = output.outputs[0]
-            if made.token_ids:
-                job.stamp(sequence, (len(made.token_ids), made.text))
             reason, stamps = made.finish_reason, output.metrics
-        return _End(reason or "", stamps)
+            # What stops a reply is its end token, which has no text: no stop words are given.
+            tokens = len(made.token_ids) - (reason == "stop")
+            if tokens > 0:
+                job.stamp(sequence, (tokens, made.text))
+                last_s = getattr(stamps, "last_token_ts", 0.0)
+        return _End(reason or "", stamps, last_s)
 
-    def _generate(self, token_ids: list[int], max_tokens: int) -> Any:
+    def _generate(self, token_ids: list[int], max_tokens: int, exact: bool) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         wanted = SamplingParams(
             temperature=0,
             max_tokens=max_tokens,
-            min_tokens=max_tokens,
-            ignore_eos=True,
+            min_tokens=max_tokens if exact else 0,
+            ignore_eos=exact,
             output_kind=RequestOutputKind.DELTA,
         )
         self._requests += 1
@@ -309,7 +322,7 @@ class Vllm:
     async def _first_token_s(self, token_ids: list[int]) -> float:
         began_s = monotonic()
         first_s = 0.0
-        async for _ in self._generate(token_ids, 2):
+        async for _ in self._generate(token_ids, 2, exact=True):
             first_s = first_s or monotonic() - began_s
         return first_s
 
@@ -324,7 +337,7 @@ class Vllm:
         task: asyncio.Task[_End],
     ) -> None:
         if task.cancelled():
-            end, error = _End("", None), "cancelled"
+            end, error = _End("", None, 0.0), "cancelled"
         elif problem := task.exception():
             job.failed(sequence, f"vLLM: {_one_line(problem)}")
             return
@@ -335,7 +348,7 @@ class Vllm:
             prompt_tokens=prompt_tokens,
             text=lambda made: made,
             finish=end.reason,
-            stages={"tokenize_ms": tokenize_ms, **stages_of(end.stamps)},
+            stages={"tokenize_ms": tokenize_ms, **stages_of(end)},
             error=error,
         )
 
@@ -349,10 +362,10 @@ async def _start(config: Any) -> Any:
 # ── what it tells ────────────────────────────────────────────────────────────────────────────────
 
 
-def stages_of(stamps: Any) -> dict[str, float]:
+def stages_of(end: _End) -> dict[str, float]:
     """The stages of a request by the engine core's own stamps, as far as it took them."""
-    moments = ("queued_ts", "scheduled_ts", "first_token_ts", "last_token_ts")
-    at_s = [getattr(stamps, moment, 0.0) for moment in moments]
+    moments = ("queued_ts", "scheduled_ts", "first_token_ts")
+    at_s = [getattr(end.stamps, moment, 0.0) for moment in moments] + [end.last_s]
     names = ("queue_ms", "prefill_ms", "decode_ms")
     return {
         name: (end_s - start_s) * 1e3

@@ -16,10 +16,13 @@ from llmbench.records import Cell, CellFacts, Target, Trace
 
 
 def measure_cell(target: Target, facts: CellFacts, traces: Iterable[Trace]) -> Cell:
-    """The figures of one cell from what is stored of it, without a verdict on them yet."""
-    decode_event = APIS[target.api].decode
+    """The figures of one cell from what is stored of it, without a verdict on them yet.
+
+    Of ``traces`` only one at a time is held, with what it decodes to.
+    """
+    decode_events = APIS[target.api].decode
     return summarize(
-        target, facts, [measure(trace, decode(trace, decode_event)) for trace in traces]
+        target, facts, (measure(trace, decode(trace, decode_events)) for trace in traces)
     )
 
 

@@ -7,12 +7,12 @@ latencies between the same quantiles of the bounds, however busy the machine was
 what the same client was off by on this machine against a server with known send times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from llmbench.measure.statistics import Floats, Ints, quantile
-from llmbench.records import Calibration, Cell, RequestMetrics, Ruler
+from llmbench.measure.statistics import Reals, pooled, quantile
+from llmbench.records import Calibration, Cell, Column, RequestMetrics, Ruler
 
 PROMPT_LAG_NS = 2_000_000
 """A client that is hardly ever later than this has not made events share a read: the server, or
@@ -31,50 +31,67 @@ def from_evidence(good: Sequence[RequestMetrics]) -> Ruler:
         return ruler
     stamps = {each.stamps for each in good}
     ruler.stamps = stamps.pop() if len(stamps) == 1 else "user"
-    shared = np.concatenate([_array(each.timeline.slack_ns) for each in good])
-    ruler.coalesced_share = float((shared > 0).mean())
+    ruler.coalesced_share = sum(each.shared for each in good) / sum(each.events for each in good)
     if ruler.stamps != "kernel":
         return ruler
-    lag_ns = np.sort(np.concatenate([_array(each.lag_ns) for each in good])).astype(np.float64)
-    ruler.read_lag_ms = {name: quantile(lag_ns, p) / 1e6 for name, p in SHOWN.items()}
-    prompt = quantile(lag_ns, 0.99) <= PROMPT_LAG_NS
-    slack_ns = [_slack(each, prompt) for each in good]
-    first = np.array([each.timeline.at_ns[0] for each in good])
-    early = first - np.array([each.send_ns for each in good]) - [each[0] for each in slack_ns]
-    ruler.ttft_error_ms = _errors(first, early, first)
-    gaps = [np.diff(_array(each.timeline.at_ns)) for each in good]
-    if any(len(each) for each in gaps):
-        measured = np.concatenate(gaps)
-        low = measured - np.concatenate([each[1:] for each in slack_ns])
-        high = measured + np.concatenate([each[:-1] for each in slack_ns])
-        ruler.itl_error_ms = _errors(measured, low, high)
+    lag_ms = pooled((each.lag_ms for each in good), sum(len(each.lag_ms) for each in good))
+    ruler.read_lag_ms = _shown(lag_ms)
+    prompt = quantile(lag_ms, 0.99) <= PROMPT_LAG_NS / 1e6
+    del lag_ms
+    ruler.ttft_error_ms = _ttft_errors(good, prompt)
+    ruler.itl_error_ms = _gap_errors(good, prompt)
     return ruler
 
 
-def _slack(metrics: RequestMetrics, prompt: bool) -> Ints:
-    """How much older than its stamp each content event can be, in nanoseconds."""
-    slack_ns = _array(metrics.timeline.slack_ns)
-    if prompt:
-        return np.where(_array(metrics.timeline.lag_ns) <= PROMPT_LAG_NS, 0, slack_ns)
-    return slack_ns
+def _ttft_errors(good: Sequence[RequestMetrics], prompt: bool) -> dict[str, float]:
+    """Each request left within its sending call. What it was sent late by is known exactly, for it
+    is a difference on one clock."""
+    first_ns = np.array([(each.first_ns or 0) + each.sent_ns - each.start_ns for each in good])
+    sending_ns = np.array([each.send_ns for each in good])
+    slack_ms = [_slack(each, prompt) for each in good]
+    older_ns = np.array([0.0 if each is None else float(each[0]) * 1e6 for each in slack_ms])
+    measured = _shown(np.sort(first_ns.astype(np.float64)))
+    low = _shown(np.sort(first_ns - sending_ns - older_ns))
+    return {name: ns / 1e6 for name, ns in _errors(measured, low, measured).items()}
 
 
-def _errors(measured: Ints | Floats, low: Ints | Floats, high: Ints | Floats) -> dict[str, float]:
-    """The most that each quantile of ``measured`` is off, in ms, given bounds on each value."""
-    ordered, lowest, highest = (
-        np.sort(values).astype(np.float64) for values in (measured, low, high)
-    )
-    return {
-        name: max(
-            quantile(ordered, p) - quantile(lowest, p), quantile(highest, p) - quantile(ordered, p)
+def _gap_errors(good: Sequence[RequestMetrics], prompt: bool) -> dict[str, float] | None:
+    """A gap is longer by the slack of the event before it, shorter by that of the one after it."""
+    size = sum(len(each.gaps_s) for each in good)
+    if not size:
+        return None
+    slack_ms = [_slack(each, prompt) for each in good]
+    if all(each is None for each in slack_ms):
+        return dict.fromkeys(SHOWN, 0.0)
+
+    def quantiles(bound: Callable[[Column, Column], Column]) -> dict[str, float]:
+        """The quantiles in ms of ``bound`` of the gaps and their replies' slack."""
+        parts = (
+            each.gaps_s if slack is None else bound(each.gaps_s, slack.astype(np.float32) / 1e3)
+            for each, slack in zip(good, slack_ms, strict=True)
         )
-        / 1e6
-        for name, p in SHOWN.items()
-    }
+        return {name: value * 1e3 for name, value in _shown(pooled(parts, size)).items()}
+
+    measured = quantiles(lambda gaps_s, _: gaps_s)
+    low = quantiles(lambda gaps_s, slack: gaps_s - slack[1:])
+    high = quantiles(lambda gaps_s, slack: gaps_s + slack[:-1])
+    return _errors(measured, low, high)
 
 
-def _array(values: Sequence[int]) -> Ints:
-    return np.asarray(values, dtype=np.int64)
+def _slack(metrics: RequestMetrics, prompt: bool) -> Column | None:
+    """How much older than its stamp each content event can be, in ms; ``None`` for 0."""
+    return metrics.late_slack_ms if prompt else metrics.slack_ms
+
+
+def _shown(ordered: Reals) -> dict[str, float]:
+    return {name: quantile(ordered, p) for name, p in SHOWN.items()}
+
+
+def _errors(
+    measured: dict[str, float], low: dict[str, float], high: dict[str, float]
+) -> dict[str, float]:
+    """The most that each quantile can be off, given bounds on it."""
+    return {name: max(measured[name] - low[name], high[name] - measured[name]) for name in measured}
 
 
 def add_calibration(ruler: Ruler, calibration: Calibration) -> None:

@@ -15,19 +15,21 @@ NOISE_MS = 1.0
 NOISE_SHARE = 0.02
 
 
-def stages(good: Sequence[RequestMetrics], facts: CellFacts) -> tuple[dict[str, float], str] | None:
+def stages(
+    good: Sequence[RequestMetrics], facts: CellFacts, cut_off: int = 0
+) -> tuple[dict[str, float], str] | None:
     """The mean milliseconds of a request by stage, and who says so; ``None`` if nobody does.
 
-    ``good`` are the cell's good requests of every phase. The replies' own ``timings`` come first,
-    if each measured one has them. The server's ``metrics`` are of the whole cell, so its requests
-    of every phase are held against them. ``e2e`` is the client's, until the last token, and
-    ``other`` what of it is in no stage of the server's. ``server_e2e`` is the server's own e2e,
-    where it states one.
+    ``good`` are the cell's good requests of every phase, beside which ``cut_off`` were cut off. The
+    replies' own ``timings`` come first, if each measured one has them. The server's ``metrics`` are
+    of the whole cell, so its requests of every phase are held against them. ``e2e`` is the
+    client's, from ``sent`` until the last token, and ``other`` what of it is in no stage of the
+    server's. ``server_e2e`` is the server's own e2e, where it states one.
     """
     measured = [each for each in good if each.phase == "measured"]
     if known := _from_replies(measured):
         return _with_rest(known, measured), "timings"
-    means = _from_metrics(good, facts)
+    means = _from_metrics(len(good), facts, cut_off)
     if not (known := _split(means)) or not good:
         return None
     server = {"server_e2e": means["e2e"]} if "e2e" in means else {}
@@ -36,24 +38,25 @@ def stages(good: Sequence[RequestMetrics], facts: CellFacts) -> tuple[dict[str, 
 
 def _from_replies(measured: Sequence[RequestMetrics]) -> dict[str, float]:
     """The mean of each stage that the replies state; nothing unless every reply states some."""
-    told = [each.timeline.stages_ms for each in measured]
+    told = [each.stages_ms for each in measured]
     if not all(told):
         return {}
     stated = [stage for stage in STAGES if any(stage in each for each in told)]
     return {stage: float(np.mean([each.get(stage, 0.0) for each in told])) for stage in stated}
 
 
-def _from_metrics(good: Sequence[RequestMetrics], facts: CellFacts) -> dict[str, float]:
+def _from_metrics(good: int, facts: CellFacts, cut_off: int) -> dict[str, float]:
     """The means, in ms, that the server's metrics hold of this cell.
 
     They are left out if the server counted other requests than these: then somebody else uses it,
-    or several servers take turns to answer. What was cut off when the cell was over, at most one
-    request a stream, it may count or not.
+    or several servers take turns to answer. What was cut off when the cell was over, in a closed
+    loop at most one request a stream, it may count or not.
     """
+    unsure = max(facts.load.concurrency, cut_off)
     return {
         name: time.seconds / time.requests * MS
         for name, time in facts.server_times.items()
-        if time.requests > 0 and abs(time.requests - len(good)) <= facts.load.concurrency
+        if time.requests > 0 and abs(time.requests - good) <= unsure
     }
 
 
@@ -73,7 +76,7 @@ def _with_rest(known: dict[str, float], requests: Sequence[RequestMetrics]) -> d
     A rest a little below 0 is noise, and 0. A server that accounts for much more time than the
     client saw is wrong about these requests: a rest far below 0 is left to show that.
     """
-    e2e_ms = float(np.mean([each.e2e_s for each in requests])) * MS
+    e2e_ms = float(np.mean([(each.last_ns or 0) / 1e6 for each in requests]))
     rest_ms = e2e_ms - sum(known.values())
     noise_ms = max(NOISE_MS, NOISE_SHARE * e2e_ms)
     return {"e2e": e2e_ms} | known | {"other": 0.0 if -noise_ms <= rest_ms < 0 else rest_ms}

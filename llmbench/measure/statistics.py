@@ -8,34 +8,40 @@ are taken at the effective sample size: Kish, *Survey Sampling*, §8.2, with the
 """
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+Reals = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 CONFIDENCE = 0.95
 
 
-def quantile(ordered: Floats, p: float) -> float:
+def quantile(ordered: Reals, p: float) -> float:
     """The smallest value of the ascending ``ordered`` that a share ``p`` of it does not exceed."""
     return float(ordered[max(math.ceil(len(ordered) * p - 1e-9) - 1, 0)])
 
 
-def fewest(p: float) -> int:
-    """The fewest independent samples for which quantile ``p`` has a two-sided 95% interval."""
-    tail = (1 - CONFIDENCE) / 2
+def fewest(p: float, confidence: float = CONFIDENCE) -> int:
+    """The fewest independent samples for which quantile ``p`` has a two-sided interval."""
+    tail = (1 - confidence) / 2
     return math.ceil(math.log(tail) / math.log(max(p, 1 - p)))
 
 
-def interval(ordered: Floats, p: float, effective_n: float) -> tuple[float, float] | None:
-    """The 95% interval of quantile ``p``, or ``None`` where the sample is too small to have one.
+def interval(
+    ordered: Reals, p: float, effective_n: float, confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """The interval of quantile ``p``, or ``None`` where the sample is too small to have one.
 
     ``effective_n`` is how many independent values ``ordered`` is worth, at most its length.
     """
     n = min(int(effective_n), len(ordered))
-    ranks = _ranks(n, p)
+    ranks = _ranks(n, p, confidence)
     if ranks is None:
         return None
     low, high = ranks
@@ -47,45 +53,68 @@ def interval(ordered: Floats, p: float, effective_n: float) -> tuple[float, floa
 
 
 @lru_cache(maxsize=4096)
-def _ranks(n: int, p: float) -> tuple[int, int] | None:
+def _ranks(n: int, p: float, confidence: float) -> tuple[int, int] | None:
     """The ranks, from 1, of the order statistics that hold quantile ``p`` of ``n`` between them."""
-    if n < fewest(p):
+    if n < fewest(p, confidence):
         return None
-    below = np.cumsum(_binomial(n, p))  # below[k] = P(at most k values lie below the quantile)
-    tail = (1 - CONFIDENCE) / 2
-    low = int(np.searchsorted(below, tail, side="right"))
-    high = int(np.searchsorted(below, 1 - tail, side="left")) + 1
+    first, chances = _binomial(n, p)
+    below = np.cumsum(chances)  # P(at most first, first + 1, … values lie below the quantile)
+    tail = (1 - confidence) / 2
+    low = first + int(np.searchsorted(below, tail, side="right"))
+    high = first + int(np.searchsorted(below, 1 - tail, side="left")) + 1
     return (low, high) if low >= 1 and high <= n else None
 
 
-def _binomial(n: int, p: float) -> Floats:
-    """P(k successes in n) for k from 0 to n."""
-    k = np.arange(n + 1)
-    log_factorial = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, n + 1)))))
-    log_choose = log_factorial[n] - log_factorial[k] - log_factorial[n - k]
-    return np.asarray(np.exp(log_choose + k * math.log(p) + (n - k) * math.log1p(-p)))
+def _binomial(n: int, p: float) -> tuple[int, Floats]:
+    """P(k successes in n) for k from the first number, as far as it is not negligible: within
+    twelve standard deviations, all in all 1 to 10⁻³⁰. ``n`` may be the tokens of a long run."""
+    reach = 12 * math.sqrt(n * p * (1 - p)) + 40
+    first, last = max(math.floor(n * p - reach), 0), min(math.ceil(n * p + reach), n)
+    k = np.arange(first + 1, last + 1)
+    rises = np.log((n - k + 1) / k) + math.log(p) - math.log1p(-p)  # of P(k) over P(k - 1)
+    logarithms = np.concatenate(([0.0], np.cumsum(rises)))
+    chances = np.exp(logarithms - logarithms.max())
+    return first, np.asarray(chances / chances.sum())
 
 
 def effective_size(values: Floats, clusters: Ints, threshold: float) -> float:
     """How many independent values ``values`` is worth at the quantile ``threshold``.
 
-    ``clusters`` names the request that each value came from, as integers from 0. The share of
-    values at or below the threshold is a ratio of sums over clusters; its variance against that of
-    as many independent values is the design effect.
+    ``clusters`` names the cluster that each value came from, as integers from 0.
     """
     below = (values <= threshold).astype(np.float64)
-    share = float(below.mean())
-    sizes = np.bincount(clusters)
-    sizes_used = sizes[sizes > 0]
-    if len(sizes_used) < 2:
-        return float(len(sizes_used))
-    hits = np.bincount(clusters, weights=below)[sizes > 0]
-    residuals = hits - share * sizes_used
-    count = len(sizes_used)
-    variance = float(residuals @ residuals) / len(values) ** 2 * count / (count - 1)
+    return worth(np.bincount(clusters, weights=below), np.bincount(clusters))
+
+
+def worth(hits: Reals | Ints, sizes: Ints) -> float:
+    """How many independent values clusters of ``sizes`` values are worth, of which ``hits`` are at
+    or below a threshold.
+
+    The share of values at or below the threshold is a ratio of sums over clusters; its variance
+    against that of as many independent values is the design effect.
+    """
+    hits, sizes = hits[sizes > 0], sizes[sizes > 0]
+    count, total = len(sizes), int(sizes.sum())
+    if count < 2:
+        return float(count)
+    share = float(hits.sum()) / total
+    residuals = hits - share * sizes
+    variance = float(residuals @ residuals) / total**2 * count / (count - 1)
     independent = share * (1 - share)
     if independent == 0:  # the threshold is the greatest value: nothing shows how they vary
         return float(count)
-    if variance * len(values) <= independent:
-        return float(len(values))
+    if variance * total <= independent:
+        return float(total)
     return independent / variance
+
+
+def pooled(parts: Iterable[ArrayLike], size: int) -> Singles:
+    """The ``size`` values of all ``parts`` in ascending order, in the one array that this takes."""
+    pool = np.empty(size, dtype=np.float32)
+    filled = 0
+    for part in parts:
+        values = np.asarray(part)
+        pool[filled : filled + len(values)] = values
+        filled += len(values)
+    pool.sort()
+    return pool

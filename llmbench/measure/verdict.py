@@ -1,5 +1,7 @@
 """Whether a cell's numbers can be stood behind, and why not, in plain words."""
 
+import math
+
 from llmbench.measure.ruler import too_uncertain
 from llmbench.records import Cell, CellFacts, Health, Range
 
@@ -15,6 +17,11 @@ COUNTS_AGREE = 0.01
 
 DELAYED_ACKS = 0.1
 """A greater share of gaps near the 40 ms of a delayed ACK, among much shorter ones, is one."""
+
+LATE_MS = 1.0
+LATE_SHARE = 0.01
+"""An open loop whose requests go out later than this (p99), or than this share of TTFT p50 where
+that is more, is not the load that was asked for."""
 
 LEAST_LATE_MS = 5.0
 """Reads that come more than a gap (or this, if it is longer) after the data swallow events and hold
@@ -42,7 +49,7 @@ def _reasons(cell: Cell, facts: CellFacts) -> list[str]:
         return ["" if facts.stopped else "no request succeeded"]
     return [
         _saturated(cell),
-        _underloaded(cell, facts),
+        _sent_late(cell) if facts.load.rate else _underloaded(cell, facts),
         _miscounted(cell),
         *(_unhealthy(facts.health) if facts.health else ()),
     ]
@@ -61,12 +68,25 @@ def _saturated(cell: Cell) -> str:
     return ""
 
 
+def _sent_late(cell: Cell) -> str:
+    """The client was too late to be the arrivals that were asked for."""
+    late_ms = cell.dispatch_lag_ms.p99 if cell.dispatch_lag_ms else None
+    ttft_ms = cell.ttft_ms.p50 if cell.ttft_ms else None
+    share_ms = LATE_SHARE * ttft_ms if ttft_ms is not None and math.isfinite(ttft_ms) else 0.0
+    if late_ms is None or late_ms <= max(LATE_MS, share_ms):
+        return ""
+    return (
+        f"the client sent late: dispatch lag p99 {late_ms:.1f} ms; use --workers or a second "
+        "machine"
+    )
+
+
 def _underloaded(cell: Cell, facts: CellFacts) -> str:
-    asked = facts.load.concurrency
+    asked, content = facts.load.concurrency, facts.load.content
     if facts.stopped or cell.requests.failed or cell.in_flight is None:
         return ""  # what fails is counted as failed; the load that it leaves out is its doing
-    if facts.load.batch_size:
-        return ""  # between two batches nothing is in flight
+    if facts.load.batch_size or (content.turns > 1 and content.think_time):
+        return ""  # between two batches nothing is in flight, nor while users think
     if abs(cell.in_flight - asked) <= LOAD_TOLERANCE * asked:
         return ""
     return (
@@ -101,14 +121,11 @@ def _unhealthy(health: Health) -> list[str]:
 
 
 def _notes(cell: Cell, facts: CellFacts) -> list[str]:
-    notes = []
-    if cell.cached_share is not None:
-        cell.cache = "warm" if cell.cached_share > CACHED else "cold"
-        if cell.cache == "warm":
-            notes.append(f"warm: {cell.cached_share:.0%} of the prompt tokens came from a cache")
+    notes = [*facts.remarks, *_cache_notes(cell, facts)]
     length = cell.measured_output_tokens
     counted = cell.token_source != "chunks"
-    if counted and length and not length.min == length.max == facts.load.output_tokens:
+    as_asked = length is not None and length.min == length.max == facts.load.output_tokens
+    if counted and length and not as_asked and _one_length(facts):
         notes.append(
             f"replies of {_span(length)} tokens, asked for {facts.load.output_tokens}"
             + ("" if facts.exact_length else " (this server stops where it likes)")
@@ -117,13 +134,8 @@ def _notes(cell: Cell, facts: CellFacts) -> list[str]:
         notes.append("no tok/s: the server does not count its tokens; chars_per_s is in the JSON")
     if cell.requests.cancelled:
         notes.append(
-            f"{cell.requests.cancelled} requests were cut off and are not counted: slow ones are "
-            "under-represented"
-        )
-    if cell.ttft_drift is not None:
-        notes.append(
-            f"not settled: TTFT p50 of the second half is {cell.ttft_drift:.2g} times the first's; "
-            "raise --warmup"
+            f"{cell.requests.cancelled} requests were cut off in flight: they count as at least as "
+            "slow as they were seen to be"
         )
     if cell.delayed_ack_share is not None and cell.delayed_ack_share > DELAYED_ACKS:
         notes.append(
@@ -133,6 +145,25 @@ def _notes(cell: Cell, facts: CellFacts) -> list[str]:
     if cell.requests.failures.get("http-429"):
         notes.append("rate-limited: the server answered 429")
     return notes
+
+
+def _cache_notes(cell: Cell, facts: CellFacts) -> list[str]:
+    """Set whether the cell was warm; what to say where that is not what was asked for."""
+    share, asked = cell.cached_share, cell.cache_asked
+    if share is None:
+        return []
+    cell.cache = "warm" if share > CACHED else "cold"
+    if cell.cache == "warm" and asked == "cold" and not facts.load.content.shares_prefixes:
+        return [f"warm: {share:.0%} of the prompt tokens came from a cache"]
+    if share < CACHED and asked == "warm":
+        return [f"asked for a warm cache, but {100 * share:.2g}% of the prompt tokens came from it"]
+    return []
+
+
+def _one_length(facts: CellFacts) -> bool:
+    """Whether replies were to have one length."""
+    content = facts.load.content
+    return not (content.natural_stops or content.output_lengths or content.dataset)
 
 
 def _span(span: Range) -> str:

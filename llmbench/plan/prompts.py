@@ -6,41 +6,112 @@ tokens as any other group in every tokenizer in wide use (one, or one a digit): 
 change a prompt's length.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from hashlib import blake2b
+from itertools import accumulate
 from pathlib import Path
 
-DEFAULT_TEXT = "lighthouse"
+from llmbench.records import Content
+
+PLAIN = Content()
+DEFAULT_TEXT = PLAIN.text
 AGREEMENT_TOKENS = 32
 _GROUPS = 4
+_TURNS_A_MATTER = 6  # lines of voice.txt that are about one matter
 _FIRST_GUESS_WORDS = 200  # enough to learn how words become tokens, and cheap to ask
 _MOST_WORDS_PER_TOKEN = 4
 
 
-def nonce(salt: str, cell: int, index: int) -> str:
-    """The nonce of one request; ``salt`` is new in every run. Equal arguments, equal nonce."""
-    digest = blake2b(f"{salt}/{cell}/{index}".encode(), digest_size=8).digest()
-    number = int.from_bytes(digest)
+def nonce(salt: str, cell: int, number: int) -> str:
+    """The nonce of one session; ``salt`` is new in every run. Equal arguments, equal nonce."""
+    digest = blake2b(f"{salt}/{cell}/{number}".encode(), digest_size=8).digest()
+    return _groups(int.from_bytes(digest))
+
+
+def _groups(number: int) -> str:
     return " ".join(f"{number // 1000**group % 1000:03}" for group in range(_GROUPS))
 
 
-def prompt(salt: str, cell: int, index: int, words: int) -> str:
-    """The prompt of one request: its nonce and ``words`` words."""
-    return f"{nonce(salt, cell, index)} {passage(words)}"
+def prompt(
+    salt: str,
+    cell: int,
+    number: int,
+    words: int,
+    content: Content = PLAIN,
+    blocks: Sequence[int] = (),
+) -> str:
+    """The prompt of session ``number``: a nonce and ``words`` words of the content's text.
+
+    Without prefixes to share the nonce comes first and is the session's own. With a warm cache all
+    sessions have the same; with a shared prefix one nonce of the cell stands before it and the
+    session's own behind. ``blocks`` are ids of parts of equal length, equal ids being equal text.
+    """
+    if blocks:
+        return f"{nonce(salt, cell, 0)} {_of_blocks(words, content.text, blocks)}"
+    if content.cache == "warm":
+        return f"{nonce(salt, cell, 0)} {passage(words, content.text)}"
+    own = nonce(salt, cell, number + 1)
+    shared = round(words * content.shared_prefix)
+    if not shared:
+        return f"{own} {passage(words, content.text)}"
+    rest = passage(words - shared, content.text, shared)
+    return f"{nonce(salt, cell, 0)} {passage(shared, content.text)} {own} {rest}"
+
+
+def _of_blocks(words: int, text: str, blocks: Sequence[int]) -> str:
+    """``words`` words in as many parts as there are ``blocks``. The first words of a part make room
+    for a tag made of its id: parts differ, and have the length that the text has there."""
+    size = -(-words // len(blocks))
+    parts = []
+    for place, block in enumerate(blocks):
+        first, last = place * size, min((place + 1) * size, words)
+        parts += [_groups(block), passage(last - first - _GROUPS, text, first + _GROUPS)]
+    return " ".join(part for part in parts if part)
+
+
+def passage(words: int, name: str = DEFAULT_TEXT, start: int = 0) -> str:
+    """``words`` words of a text from its word ``start`` on; it starts again where it ends."""
+    text, ends = _layout(name)
+    parts = []
+    at, left = start % len(ends), max(words, 0)
+    while left:
+        last = min(at + left, len(ends))
+        parts.append(text[ends[at - 1] + 1 if at else 0 : ends[last - 1]])
+        left -= last - at
+        at = 0
+    return " ".join(parts)
 
 
 @cache
-def passage(words: int, name: str = DEFAULT_TEXT) -> str:
-    """The first ``words`` words of a text, which starts again where it ends."""
-    text = load_text(name)
-    rounds = -(-words // len(text))
-    return " ".join((text * rounds)[:words])
+def _layout(name: str) -> tuple[str, list[int]]:
+    """A text with one space between its words, and where each word ends."""
+    words = load_text(name)
+    return " ".join(words), [end - 1 for end in accumulate(len(word) + 1 for word in words)]
 
 
 @cache
 def load_text(name: str = DEFAULT_TEXT) -> tuple[str, ...]:
     """The words of one of the texts in ``prompts/``."""
     return tuple(_file(name).read_text(encoding="utf-8").split())
+
+
+def follow_up(number: int, turn: int) -> str:
+    """What the user of session ``number`` says in its ``turn``, from 1 on."""
+    lines = _voice_lines()
+    return lines[(number * _TURNS_A_MATTER + turn) % len(lines)]
+
+
+@cache
+def _voice_lines() -> tuple[str, ...]:
+    return tuple(_file("voice").read_text(encoding="utf-8").splitlines())
+
+
+def texts() -> list[str]:
+    """The names of the texts that prompts can be cut from."""
+    return sorted(
+        path.stem for path in _file(DEFAULT_TEXT).parent.glob("*.txt") if path.stem != "agreement"
+    )
 
 
 @cache

@@ -66,10 +66,18 @@ def load_columns(cells: Sequence[Cell]) -> list[Column]:
     if len({cell.api for cell in cells}) > 1:
         chosen.append(Column("api", lambda cell: cell.api, words=True))
     batched = [cell.batch_size is not None for cell in cells]
-    if not all(batched):
+    opened = [cell.arrivals is not None for cell in cells]
+    closed = [not (batch or open_) for batch, open_ in zip(batched, opened, strict=True)]
+    if any(opened):
+        chosen.append(Column("asked\nreq/s", _rate_asked))
+    if any(closed):
         chosen.append(Column("conc.", _concurrency))
+    elif any(opened) and any(cell.concurrency for cell in cells):
+        chosen.append(Column("most\nconc.", _concurrency))
     if any(batched):
         chosen.append(Column("batch", lambda cell: str(cell.batch_size or "")))
+    if len({cell.cache_asked for cell in cells}) > 1:
+        chosen.append(Column("cache", lambda cell: cell.cache_asked or ""))
     if constant_prompt(cells) is None:
         chosen.append(Column("prompt\ntokens", _prompt))
     return chosen
@@ -77,7 +85,10 @@ def load_columns(cells: Sequence[Cell]) -> list[Column]:
 
 def _figure_columns(cells: Sequence[Cell], baseline: str | None) -> list[Column]:
     chosen = []
+    opened = any(cell.arrivals is not None for cell in cells)
     for column in FIGURES:
+        if column in OPEN_LOOP and not opened:
+            continue
         chosen.append(column)
         if baseline and column.ratio and comparison.several_targets(cells):
             chosen.append(_ratios(cells, baseline, column))
@@ -168,7 +179,13 @@ def _error(cell: Cell) -> str:
 
 
 def _concurrency(cell: Cell) -> str:
-    return "" if cell.batch_size else str(cell.concurrency)
+    return "" if cell.batch_size else str(cell.concurrency or "")
+
+
+def _rate_asked(cell: Cell) -> str:
+    if cell.arrivals is None:
+        return ""
+    return "trace" if cell.request_rate is None else f"{cell.request_rate:g}"
 
 
 def _prompt(cell: Cell) -> str:
@@ -243,9 +260,16 @@ _TTFT = (lambda cell: cell.ttft_ms, lambda cell: cell.ruler.ttft_error_ms)
 _ITL = (lambda cell: cell.itl_ms, lambda cell: cell.ruler.itl_error_ms)
 
 RULER = Column("ruler\n± ms", _error, spare=6)
+OPEN_LOOP = (
+    Column("from\nsent", lambda cell: quantile(cell, cell.ttft_from_sent_ms, "p95"), spare=3),
+    Column("lag\np99", lambda cell: quantile(cell, cell.dispatch_lag_ms, "p99"), spare=3),
+)
+"""Of an open loop: TTFT without what a request waited to be sent, and how late it was sent."""
+
 FIGURES = (
     _latency("TTFT ms", "p50", *_TTFT),
     _latency("TTFT ms", "p95", *_TTFT, spare=4),
+    *OPEN_LOOP,
     _latency("ITL ms", "p50", *_ITL),
     _latency("ITL ms", "p99", *_ITL, spare=4),
     RULER,

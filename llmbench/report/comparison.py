@@ -48,6 +48,8 @@ def load(cell: Cell) -> tuple[object, ...]:
         cell.concurrency,
         cell.batch_size,
         cell.request_rate,
+        cell.arrivals,
+        cell.cache_asked,
         cell.prompt_tokens,
         cell.output_tokens,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from llmbench.records import Block, Cell
-from llmbench.report.comparison import load
+from llmbench.report.comparison import grouped, load, several_targets
 
 REFERENCE_CLIENT = "wire"
 IN_PROCESS_CLIENT = "engine"
@@ -30,6 +30,28 @@ def client_taxes(cells: Sequence[Cell]) -> list[Difference]:
         if (base := wire.get((cell.target, load(cell)))) is not None
     )
     return list(_told(pairs))
+
+
+LENGTHS_DIFFER = 0.05
+"""Median reply lengths further apart than this are other work, not other speed."""
+
+
+def length_warnings(cells: Sequence[Cell]) -> list[str]:
+    """A line for each load at which targets replied at different lengths."""
+    lines = []
+    for group in grouped(cells) if several_targets(cells) else []:
+        medians = {
+            cell.target: cell.measured_output_tokens.p50
+            for cell in group
+            if cell.measured_output_tokens is not None and cell.token_source != "chunks"
+        }
+        if medians and max(medians.values()) > (1 + LENGTHS_DIFFER) * min(medians.values()):
+            told = ", ".join(f"{target} {tokens}" for target, tokens in medians.items())
+            lines.append(
+                f"replies differ in length ({told} tokens): E2E and tok/s total are of other "
+                "work; compare TPOT, and tpot_by_length in the JSON"
+            )
+    return list(dict.fromkeys(lines))
 
 
 def http_taxes(cells: Sequence[Cell]) -> list[Difference]:

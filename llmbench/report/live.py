@@ -6,7 +6,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llmbench.drive.board import Board
-from llmbench.records import Load
+from llmbench.records import TRACE, Load
 
 
 class LiveView:
@@ -23,14 +23,16 @@ class LiveView:
     def progress(self, label: str, load: Load, board: Board) -> None:
         if self._bar is None:
             self._bar = tqdm(
-                total=load.requests,
+                total=load.requests if load.rate != TRACE else None,
                 file=sys.stderr,
                 leave=False,
                 dynamic_ncols=True,
-                bar_format="{n_fmt}/{total_fmt} {elapsed} {bar:10} {desc}{postfix}",
+                bar_format="{n_fmt}/{total_fmt} {elapsed} {bar:10} {desc}{postfix}"
+                if load.rate != TRACE
+                else "{n_fmt} {elapsed} {desc}{postfix}",
             )
         self._bar.set_description_str(
-            f"{label}, {load.concurrency} in flight, {board.phase}",
+            f"{label}, {_words(load)}, {board.phase}",
             refresh=False,
         )
         self._bar.set_postfix_str(f"{board.failed} failed" if board.failed else "", False)
@@ -41,3 +43,9 @@ class LiveView:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _words(load: Load) -> str:
+    if load.rate == TRACE:
+        return "a trace"
+    return f"{load.rate} requests/s" if load.rate else f"{load.concurrency} in flight"

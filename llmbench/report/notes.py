@@ -5,7 +5,12 @@ from collections.abc import Iterable, Sequence
 from llmbench.records import Cell
 from llmbench.report.columns import BASE, RULER, constant_prompt, ruler_error_ms
 from llmbench.report.comparison import several_targets
-from llmbench.report.differences import Difference, client_taxes, http_taxes
+from llmbench.report.differences import (
+    Difference,
+    client_taxes,
+    http_taxes,
+    length_warnings,
+)
 from llmbench.report.targets import target_lines
 
 
@@ -29,6 +34,7 @@ def notes(
         *(f"{places(about, cells)}: {line}" for line, about in lines.items()),
         *(f"client tax, {places([tax.cell], cells)}: {tax.added}" for tax in client_taxes(cells)),
         *_http_taxes(cells),
+        *length_warnings(cells),
         *target_lines(cells),
         *_comparing(cells, mark, baseline),
         *_legend(cells, left_out),
@@ -63,7 +69,13 @@ def places(about: Sequence[Cell], cells: Sequence[Cell]) -> str:
 def _load(cell: Cell, cells: Sequence[Cell]) -> str:
     several_lengths = len({each.prompt_tokens for each in cells}) > 1
     length = f"/{cell.prompt_tokens}" if several_lengths else ""
-    return f"batch {cell.batch_size}{length}" if cell.batch_size else f"{cell.concurrency}{length}"
+    if cell.batch_size:
+        return f"batch {cell.batch_size}{length}"
+    cache = f" {cell.cache_asked}" if len({each.cache_asked for each in cells}) > 1 else ""
+    if cell.arrivals is None:
+        return f"{cell.concurrency}{length}{cache}"
+    rate = "trace" if cell.request_rate is None else f"{cell.request_rate:g}/s"
+    return f"{rate}{length}{cache}"
 
 
 def _http_taxes(cells: Sequence[Cell]) -> list[str]:
@@ -118,18 +130,28 @@ def _legend(cells: Sequence[Cell], left_out: Sequence[str]) -> list[str]:
 
 def _conditions(cells: Sequence[Cell]) -> str:
     """How all the cells were loaded and read."""
-    batches = {cell.batch_size is not None for cell in cells}
-    at_once = {
-        (False,): "closed loop: service time with that many requests in flight",
-        (True,): "static batches: service time of that many requests at once",
-        (False, True): "closed loop or static batches: service time with that many at once",
-    }[tuple(sorted(batches))]
-    asked = ", ".join(map(str, sorted({cell.output_tokens for cell in cells})))
-    lengths = f"asked for {asked} tokens"
+    at_once = "; ".join(dict.fromkeys(map(_loop, cells)))
+    lengths = f"asked for {_asked_tokens(cells)} tokens"
     if (prompt := constant_prompt(cells)) is not None:
         lengths = f"prompts of {prompt} tokens, {lengths}"
     stamps = sorted({cell.ruler.stamps for cell in cells if cell.ruler.stamps})
     return f"{at_once}; {lengths}; {' and '.join(stamps)} stamps"
+
+
+def _loop(cell: Cell) -> str:
+    if cell.arrivals is not None:
+        wait = ", a wait for one of the places included" if cell.concurrency else ""
+        return f"open loop ({cell.arrivals}): TTFT and E2E count from when a request was due{wait}"
+    if cell.batch_size:
+        return "static batches: service time of that many requests at once"
+    if cell.turns is not None:
+        return "closed loop: service time with that many users in conversation"
+    return "closed loop: service time with that many requests in flight"
+
+
+def _asked_tokens(cells: Sequence[Cell]) -> str:
+    asked = {(cell.output_tokens, cell.output_lengths) for cell in cells}
+    return ", ".join(drawn or str(mean) for mean, drawn in sorted(asked, key=lambda each: each[0]))
 
 
 def _too_small(cell: Cell) -> bool:

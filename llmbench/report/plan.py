@@ -2,9 +2,10 @@
 
 import tabulate
 
-from llmbench.config import Sweep
+from llmbench.config import MOST_REQUESTS, Sweep
+from llmbench.plan.arrivals import read_rate
 from llmbench.plan.grid import grid
-from llmbench.records import CellFacts
+from llmbench.records import TRACE, CellFacts, Load
 
 GUESSED_TOKEN_S = 0.025
 GUESSED_FIRST_TOKEN_S = 0.5
@@ -19,27 +20,31 @@ def render_plan(sweep: Sweep) -> str:
         (
             targets[cell.target].name,
             cell.client,
-            cell.load.batch_size or cell.load.concurrency,
-            cell.load.prompt_tokens,
-            cell.load.output_tokens,
+            *_load(cell.load),
+            cell.load.content.prompt_lengths or cell.load.prompt_tokens,
+            cell.load.content.output_lengths or cell.load.output_tokens,
             _requests(cell),
             duration(seconds(cell)),
         )
         for cell in cells
     ]
-    at_once = "batch" if sweep.batch_size else "conc."
-    head = ("target", "client", at_once, "prompt", "output", "requests", "about")
+    at_once = "req/s" if sweep.request_rate else "batch" if sweep.batch_size else "conc."
+    head = ("target", "client", at_once, "cache", "prompt", "output", "requests", "about")
     table = tabulate.tabulate(
-        rows, head, disable_numparse=True, colalign=("left", "left", *["right"] * 5)
+        rows, head, disable_numparse=True, colalign=("left", "left", *["right"] * 6)
     )
     return "\n".join((table, *_summary(sweep, cells))) + "\n"
+
+
+def _load(load: Load) -> tuple[object, str]:
+    return load.rate or load.batch_size or load.concurrency, load.content.cache
 
 
 def _summary(sweep: Sweep, cells: list[CellFacts]) -> list[str]:
     starting = [target.name for target in sweep.targets() if target.engine]
     total_s = sum(map(seconds, cells)) + START_S * len(starting)
     requests = sum(cell.load.requests + cell.load.warmup for cell in cells)
-    by_time = sweep.duration is not None
+    by_time = any(_by_time(cell.load) for cell in cells)
     sent = "by time" if by_time else f"{requests:,} requests with warm-up"
     counted = f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}"
     lines = [f"{counted}, {sent}, about {duration(total_s)}"]
@@ -55,18 +60,34 @@ def _summary(sweep: Sweep, cells: list[CellFacts]) -> list[str]:
 
 def _requests(cell: CellFacts) -> str:
     load = cell.load
-    measured = "by time" if load.duration_s is not None else f"{load.requests}"
+    measured = f"{load.requests}"
+    if _by_time(load):
+        measured = "its rows" if load.rate == TRACE else "by time"
     return f"{measured} + {load.warmup}"
+
+
+def _by_time(load: Load) -> bool:
+    return load.duration_s is not None or (load.rate == TRACE and load.requests == MOST_REQUESTS)
 
 
 def seconds(cell: CellFacts) -> float:
     """About how long ``cell`` takes: its rounds of requests, or the asked duration after them."""
     load = cell.load
     reply_s = GUESSED_FIRST_TOKEN_S + load.output_tokens * GUESSED_TOKEN_S
+    if load.rate:
+        return _open_loop_s(load) + reply_s
     warmup_s = -(-load.warmup // load.concurrency) * reply_s
     if load.duration_s is not None:
         return warmup_s + load.duration_s + reply_s
     return warmup_s + -(-load.requests // load.concurrency) * reply_s
+
+
+def _open_loop_s(load: Load) -> float:
+    """How long the requests of an open loop take to arrive; a trace's are not known."""
+    rate = read_rate(load.rate)
+    if rate.mean is None:
+        return load.duration_s or 0.0
+    return load.warmup / rate.values[0] + (load.duration_s or load.requests / rate.mean)
 
 
 def duration(seconds: float) -> str:

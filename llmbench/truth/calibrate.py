@@ -112,14 +112,14 @@ SLOWEST_GAP_MS = 20.0
 MOST_EVENTS_PER_MS = 40.0  # what the truth server keeps up with on a slow core
 
 
-def for_cell(facts: CellFacts, gap_ms: float | None) -> Calibration:
+def for_cell(facts: CellFacts, concurrency: int, gap_ms: float | None) -> Calibration:
     """What the client of a cell is off by on this machine, at its concurrency and event rate.
 
-    ``gap_ms`` is the cell's median gap between events. A replay lasts a few seconds and is kept in
+    ``concurrency`` is how many requests were in flight, ``gap_ms`` the cell's median gap between
+    events. A replay lasts a few seconds and is kept in
     the cache, for this version on this machine. A slow cell is replayed faster than it was, so that
     enough events come, and that is no easier on the client.
     """
-    concurrency = facts.load.concurrency
     fastest_ms = max(FASTEST_GAP_MS, concurrency / MOST_EVENTS_PER_MS)
     gap_ms = min(max(gap_ms or 0.0, fastest_ms), max(SLOWEST_GAP_MS, fastest_ms))
     gap_ms = 2.0 ** round(math.log2(gap_ms), 1)
@@ -151,10 +151,18 @@ def calibrate_cells(directory: RunDirectory, cells: Sequence[Cell], view: View) 
     known = directory.run.cells
     for number, (facts, cell) in enumerate(zip(known, cells, strict=True)):
         if cell.requests.ok and facts.client != "engine":  # in process there is no wire
-            view.say(f"calibrating {facts.client} at {facts.load.concurrency} in flight")
+            concurrency = _in_flight(facts, cell)
+            view.say(f"calibrating {facts.client} at {concurrency} in flight")
             gap_ms = cell.icl_ms.p50 if cell.icl_ms else None
-            known[number] = replace(facts, calibration=for_cell(facts, gap_ms))
+            known[number] = replace(facts, calibration=for_cell(facts, concurrency, gap_ms))
     directory.save_run()
+
+
+def _in_flight(facts: CellFacts, cell: Cell) -> int:
+    """The requests in flight; of an open loop the next power of two above its average."""
+    if not facts.load.rate:
+        return facts.load.concurrency
+    return int(2 ** math.ceil(math.log2(max(cell.in_flight or 1.0, 1.0))))
 
 
 def _cache_path(client: str, concurrency: int, gap_ms: float) -> Path:

@@ -19,8 +19,14 @@ from llmbench.hosts.onnx import _precision
 
 HOSTS = Path(__file__).parents[2] / "llmbench" / "hosts"
 PROMPT = "What is a ruler good for?"
+TALK = [
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "The capital of France is Paris."},
+    {"role": "user", "content": "Say only: hi"},
+]
 
 Message = dict[str, Any]
+Prompt = str | list[dict[str, str]]
 
 
 class Host:
@@ -59,19 +65,20 @@ class Host:
         self.tell({"op": op, "id": self._asked, **fields})
         return self._asked
 
-    def start(self, *prompts: str, tokens: int, api: str = "chat") -> int:
-        return self.ask("generate", api=api, prompts=list(prompts), max_tokens=tokens)
+    def start(self, *prompts: Prompt, tokens: int, api: str = "chat", exact: bool = True) -> int:
+        wanted = {"prompts": prompts, "max_tokens": tokens, "exact": exact}
+        return self.ask("generate", api=api, **wanted)
 
     def answers(self, *asked: int) -> list[Message]:
         """One answer to each of the calls ``asked``, in that order, in whichever they came."""
         found = {message["id"]: message for message in (self.line() for _ in asked)}
         return [found[each] for each in asked]
 
-    def reply(self, prompt: str, tokens: int, api: str = "chat") -> Message:
-        (answer,) = self.answers(self.start(prompt, tokens=tokens, api=api))
+    def reply(self, prompt: Prompt, tokens: int, api: str = "chat", exact: bool = True) -> Message:
+        (answer,) = self.answers(self.start(prompt, tokens=tokens, api=api, exact=exact))
         return answer
 
-    def count(self, prompt: str, api: str = "chat") -> int:
+    def count(self, prompt: Prompt, api: str = "chat") -> int:
         (answer,) = self.answers(self.ask("count", api=api, prompt=prompt))
         tokens: int = answer["prompt_tokens"]
         return tokens
@@ -122,9 +129,9 @@ def span(answer: Message) -> tuple[int, int]:
     return answer["events"][0][0], answer["events"][-1][0]
 
 
-def check_whole(answer: Message, tokens: int) -> None:
+def check_whole(answer: Message, tokens: int, finish: str = "length") -> None:
     assert answer["error"] == ""
-    assert answer["finish"] == "length"
+    assert answer["finish"] == finish
     assert [count for _, count, _ in answer["events"]] == [1] * tokens
     stamps = [at_ns for at_ns, _, _ in answer["events"]]
     assert stamps == sorted(stamps)
@@ -157,6 +164,48 @@ def test_a_reply_has_exactly_the_tokens_asked_for(host: Host, tokens: int) -> No
 
 def test_the_end_token_is_passed_over(host: Host) -> None:
     check_whole(host.reply("Reply with the one word yes and nothing else.", 120), 120)
+
+
+def test_a_reply_may_stop_by_itself(host: Host) -> None:
+    whole = host.reply(TALK, 30)
+    stopped = host.reply(TALK, 30, exact=False)
+    made = len(stopped["events"])
+    assert 0 < made < 30
+    check_whole(stopped, made, "stop")
+    assert text_of(whole).startswith(text_of(stopped))
+    check_whole(host.reply(TALK, made, exact=False), made, "length")
+    check_whole(host.reply(TALK, made + 1, exact=False), made, "stop")
+
+
+def test_the_others_of_a_batch_go_on(host: Host) -> None:
+    """Also those that wait: what is of an exact length runs apart from what may stop."""
+    batch = host.start(TALK, PROMPT, tokens=30, exact=False)
+    waiting = [host.start(TALK, tokens=30, exact=exact) for exact in (False, True, False)]
+    lines = [host.line() for _ in range(5)]
+    stopped, whole = (line for line in lines if line["id"] == batch)
+    check_whole(stopped, len(stopped["events"]), "stop")
+    check_whole(whole, 30)
+    assert span(stopped)[1] < span(whole)[1]
+    found = {line["id"]: line["finish"] for line in lines if line["id"] != batch}
+    assert [found[each] for each in waiting] == ["stop", "length", "stop"]
+
+
+def test_messages_are_a_conversation(host: Host) -> None:
+    counted = host.count(TALK)
+    assert counted > host.count(TALK[-1]["content"]) == host.count(TALK[-1:])
+    answer = host.reply(TALK, 5)
+    check_whole(answer, 5)
+    assert answer["prompt_tokens"] == counted
+
+
+def test_what_is_no_conversation_fails_alone(host: Host) -> None:
+    asked = [host.start(PROMPT, tokens=9), host.start(TALK[:2], tokens=2)]
+    asked += [host.start(PROMPT, tokens=2), host.start(TALK, tokens=2, api="completions")]
+    first, unanswerable, third, no_text = host.answers(*asked)
+    assert unanswerable["error"].startswith("the last message of a conversation has to be")
+    assert no_text["error"].startswith("messages are for the chat API alone")
+    check_whole(first, 9)
+    check_whole(third, 2)
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])

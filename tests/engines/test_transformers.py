@@ -18,7 +18,14 @@ import pytest
 
 HOSTS = Path(__file__).parents[2] / "llmbench" / "hosts"
 PROMPT = "The capital of France is"
+TALK = [
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "The capital of France is Paris."},
+    {"role": "user", "content": "Say only: hi"},
+]
 ANSWER_S = 120.0
+
+Prompt = str | list[dict[str, str]]
 
 
 class Host:
@@ -50,9 +57,11 @@ class Host:
     def hear(self) -> Any:
         return self._answers.get(timeout=ANSWER_S)
 
-    def ask(self, *prompts: str, tokens: int, api: str = "completions") -> int:
+    def ask(
+        self, *prompts: Prompt, tokens: int, api: str = "completions", exact: bool = True
+    ) -> int:
         self._ids += 1
-        call = {"api": api, "prompts": prompts, "max_tokens": tokens}
+        call = {"api": api, "prompts": prompts, "max_tokens": tokens, "exact": exact}
         self.say({"op": "generate", "id": self._ids, **call})
         return self._ids
 
@@ -61,9 +70,17 @@ class Host:
         answers = [self.hear() for _ in range(count)]
         return {(answer["id"], answer["sequence"]): answer for answer in answers}
 
-    def reply(self, prompt: str, tokens: int, api: str = "completions") -> Any:
-        asked = self.ask(prompt, tokens=tokens, api=api)
+    def reply(
+        self, prompt: Prompt, tokens: int, api: str = "completions", exact: bool = True
+    ) -> Any:
+        asked = self.ask(prompt, tokens=tokens, api=api, exact=exact)
         return self.replies(1)[asked, 0]
+
+    def count(self, prompt: Prompt, api: str) -> int:
+        self.say({"op": "count", "id": 0, "api": api, "prompt": prompt})
+        counted = self.hear()
+        assert counted == {"id": 0, "prompt_tokens": counted["prompt_tokens"]}
+        return int(counted["prompt_tokens"])
 
     def close(self) -> int:
         assert self.process.stdin is not None
@@ -95,9 +112,9 @@ def times(reply: Any) -> list[int]:
     return [at_ns for at_ns, _, _ in reply["events"]]
 
 
-def check(reply: Any, tokens: int) -> None:
+def check(reply: Any, tokens: int, finish: str = "length") -> None:
     assert reply["error"] == ""
-    assert reply["finish"] == "length"
+    assert reply["finish"] == finish
     assert [made for _, made, _ in reply["events"]] == [1] * tokens
     assert times(reply) == sorted(times(reply))
     assert reply["received_ns"] < times(reply)[0]
@@ -137,10 +154,8 @@ def test_replies_have_the_asked_length(host: Host, tokens: int) -> None:
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
 def test_counts_what_it_is_given(host: Host, api: str) -> None:
-    host.say({"op": "count", "id": 0, "api": api, "prompt": PROMPT})
-    counted = host.hear()
-    assert counted == {"id": 0, "prompt_tokens": counted["prompt_tokens"]}
-    assert host.reply(PROMPT, 1, api)["prompt_tokens"] == counted["prompt_tokens"] > 0
+    counted = host.count(PROMPT, api)
+    assert host.reply(PROMPT, 1, api)["prompt_tokens"] == counted > 0
 
 
 def test_a_chat_template_adds_tokens(host: Host) -> None:
@@ -150,6 +165,47 @@ def test_a_chat_template_adds_tokens(host: Host) -> None:
 
 def test_the_end_of_a_reply_is_no_end(host: Host) -> None:
     check(host.reply("Answer in one word: is water wet?", 60, "chat"), 60)
+
+
+def test_a_reply_may_stop_by_itself(host: Host) -> None:
+    whole = host.reply(TALK, 30, "chat")
+    stopped = host.reply(TALK, 30, "chat", exact=False)
+    made = len(stopped["events"])
+    assert 0 < made < 30
+    check(stopped, made, "stop")
+    assert text(whole).startswith(text(stopped))
+    check(host.reply(TALK, made, "chat", exact=False), made, "length")
+    check(host.reply(TALK, made + 1, "chat", exact=False), made, "stop")
+
+
+def test_the_others_of_a_batch_go_on(host: Host) -> None:
+    asked = host.ask(TALK, PROMPT, tokens=30, api="chat", exact=False)
+    replies = host.replies(2)
+    stopped, whole = replies[asked, 0], replies[asked, 1]
+    check(stopped, len(stopped["events"]), "stop")
+    check(whole, 30)
+    assert times(stopped)[-1] < times(whole)[-1]
+    again = host.ask(TALK, TALK, tokens=300, api="chat", exact=False)
+    ended = host.replies(2)
+    assert {ended[again, sequence]["finish"] for sequence in range(2)} == {"stop"}
+    assert text(ended[again, 0]) == text(ended[again, 1])
+
+
+def test_messages_are_a_conversation(host: Host) -> None:
+    counted = host.count(TALK, "chat")
+    assert counted > host.count(TALK[-1]["content"], "chat") == host.count(TALK[-1:], "chat")
+    reply = host.reply(TALK, 5, "chat")
+    check(reply, 5)
+    assert reply["prompt_tokens"] == counted
+
+
+def test_what_is_no_conversation_fails_alone(host: Host) -> None:
+    asked = host.ask(PROMPT, TALK[:2], tokens=4, api="chat")
+    no_text = host.ask(TALK, tokens=4)
+    replies = host.replies(3)
+    check(replies[asked, 0], 4)
+    assert replies[asked, 1]["error"].startswith("the last message of a conversation has to be")
+    assert replies[no_text, 0]["error"].startswith("messages are for the chat API alone")
 
 
 def test_greedy_replies_repeat(host: Host) -> None:

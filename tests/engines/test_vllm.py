@@ -25,9 +25,15 @@ pytestmark = pytest.mark.timeout(600)
 
 HOSTS = Path(__file__).parents[2] / "llmbench" / "hosts"
 PROMPT = "What is a ruler good for?"
+TALK = [
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "The capital of France is Paris."},
+    {"role": "user", "content": "Say only: hi"},
+]
 GONE_S = 60.0
 
 Message = dict[str, Any]
+Prompt = str | list[dict[str, str]]
 
 
 class Host:
@@ -66,10 +72,11 @@ class Host:
         self.tell({"op": op, "id": self._asked, **fields})
         return self._asked
 
-    def generate(self, *prompts: str, tokens: int, api: str = "chat") -> int:
-        return self.ask("generate", api=api, prompts=list(prompts), max_tokens=tokens)
+    def generate(self, *prompts: Prompt, tokens: int, api: str = "chat", exact: bool = True) -> int:
+        wanted = {"prompts": prompts, "max_tokens": tokens, "exact": exact}
+        return self.ask("generate", api=api, **wanted)
 
-    def count(self, prompt: str, api: str = "chat") -> int:
+    def count(self, prompt: Prompt, api: str = "chat") -> int:
         number = self.ask("count", api=api, prompt=prompt)
         answer = self.line()
         assert answer["id"] == number
@@ -160,6 +167,34 @@ def test_makes_exactly_what_was_asked_for(host: Host, api: str, tokens: int) -> 
 def test_goes_on_beyond_the_end_of_the_reply(host: Host) -> None:
     host.generate("Say only: hi", tokens=400)
     assert tokens_of(host.line()) == 400
+
+
+def test_a_reply_may_stop_by_itself(host: Host) -> None:
+    host.generate(TALK, tokens=30)
+    whole = host.line()
+    host.generate(TALK, tokens=30, exact=False)
+    stopped = host.line()
+    made = tokens_of(stopped)
+    assert (stopped["error"], stopped["finish"]) == ("", "stop")
+    assert 0 < made < 30
+    assert text_of(stopped).strip()
+    assert text_of(whole).startswith(text_of(stopped))
+    last_ns = stopped["events"][-1][0]
+    assert sum(stopped["stages"].values()) <= (last_ns - stopped["received_ns"]) / 1e6
+    for tokens, finish in ((made, "length"), (made + 1, "stop")):
+        host.generate(TALK, tokens=tokens, exact=False)
+        answer = host.line()
+        assert (answer["finish"], tokens_of(answer)) == (finish, made)
+
+
+def test_messages_are_a_conversation(host: Host) -> None:
+    counted = host.count(TALK)
+    assert counted > host.count(TALK[-1]["content"]) == host.count(TALK[-1:])
+    host.generate(TALK, tokens=5)
+    answer = host.line()
+    assert (answer["prompt_tokens"], tokens_of(answer)) == (counted, 5)
+    host.generate(TALK, tokens=5, api="completions")
+    assert host.line()["error"].startswith("messages are for the chat API alone")
 
 
 def test_counts_the_chat_template(host: Host) -> None:

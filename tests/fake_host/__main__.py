@@ -1,5 +1,7 @@
 """``python tests/fake_host ENGINE``: an engine whose tokens come when they are known to.
 
+A reply that may stop by itself does so after ``NATURAL_TOKENS``.
+
 The options' model says how it behaves: ``steady``, ``refuses``, ``raises``, ``vanishes`` and
 ``hangs`` (before it is ready), ``dies`` and ``crashes`` (once asked to generate), ``fails``,
 ``slow``.
@@ -11,10 +13,20 @@ import sys
 import threading
 import time
 
-from llmbench.hosts.protocol import Facts, Job, Options, Refused, serve
+from llmbench.hosts.protocol import (
+    Facts,
+    Job,
+    Options,
+    Prompt,
+    Refused,
+    conversation,
+    plain,
+    serve,
+)
 
 MS = 1_000_000
 PREFILL_MS, STEP_MS = 5, 2
+NATURAL_TOKENS = 3
 LAST_WORDS = "CUDA error: out of memory"
 
 
@@ -35,8 +47,10 @@ class FakeEngine:
         self._calls = 0
         self._cancelled = threading.Event()
 
-    def count(self, api: str, prompt: str) -> int:
-        return len(prompt.split()) + (3 if api == "chat" else 0)
+    def count(self, api: str, prompt: Prompt) -> int:
+        if api != "chat":
+            return len(plain(prompt).split())
+        return sum(3 + len(said["content"].split()) for said in conversation(prompt))
 
     def submit(self, job: Job) -> None:
         if self._behaviour == "dies":
@@ -54,7 +68,9 @@ class FakeEngine:
 
     def _run(self, job: Job, call: int) -> None:
         first_ms = PREFILL_MS + call
-        made = [(first_ms + STEP_MS * n, 1) for n in range(job.max_tokens - 2)]
+        stops = not job.exact and job.max_tokens > NATURAL_TOKENS
+        tokens = NATURAL_TOKENS if stops else job.max_tokens
+        made = [(first_ms + STEP_MS * n, 1) for n in range(tokens - 2)]
         made.append((made[-1][0] + STEP_MS, 2))
         if self._behaviour == "slow":  # the second token never comes
             made = [made[0]]
@@ -67,6 +83,7 @@ class FakeEngine:
                 sequence,
                 prompt_tokens=self.count(job.api, prompt),
                 text=lambda tokens, name=f" {call}.{sequence}": (tokens, name * tokens),
+                finish="stop" if stops else "length",
                 stages={"prefill_ms": float(first_ms), "decode_ms": float(made[-1][0] - first_ms)},
                 error="cancelled" if self._cancelled.is_set() else "",
             )

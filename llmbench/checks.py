@@ -1,0 +1,117 @@
+"""What of a sweep's load and content does not go together: one line that says what would."""
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from llmbench.datasets import FORMATS, detect, open_dataset
+from llmbench.errors import UserError
+from llmbench.plan.arrivals import read_arrivals, read_rate
+from llmbench.plan.lengths import read_length, read_lengths, read_seconds
+from llmbench.plan.prompts import texts
+from llmbench.plan.until import read_until
+from llmbench.records import TRACE
+from llmbench.targets import IN_PROCESS, suggestion
+
+if TYPE_CHECKING:
+    from llmbench.config import Sweep
+
+Place = Callable[[str], str]
+"""What to call a key where the user gave it: the flag, or the file and the key."""
+
+
+def check_load(sweep: "Sweep", place: Place) -> None:
+    """Raise ``UserError`` for what cannot be planned, before anything runs."""
+    for part in (_lengths, _rates, _stops, _conversation, _dataset, _clients):
+        part(sweep, place)
+
+
+def dataset_format(sweep: "Sweep", place: Place) -> str:
+    """The format of the dataset, found where it was not named; its first row is read."""
+    if not sweep.dataset:
+        return ""
+    name = sweep.dataset_format or detect(sweep.dataset)
+    if name not in FORMATS:
+        known = suggestion(name, list(FORMATS))
+        raise UserError(f"{place('dataset_format')}: no format is called '{name}'{known}")
+    rows = open_dataset(sweep.dataset, name, sweep.dataset_columns, sweep.skip_broken)
+    first = next(iter(rows))
+    if first.at_s is None and sweep.request_rate == [TRACE]:
+        raise UserError(f"{place('request_rate')}: {sweep.dataset} ({name}) says no times")
+    return name
+
+
+def _lengths(sweep: "Sweep", place: Place) -> None:
+    for length in sweep.prompt_tokens or ():
+        read_lengths(str(length), place("prompt_tokens"))
+    reply = read_length(str(sweep.output_tokens or 1), place("output_tokens"))
+    if sweep.batch_size and not reply.fixed:
+        raise UserError(f"{place('output_tokens')}: the replies of a static batch have one length")
+    if sweep.text not in (known := texts()):
+        raise UserError(
+            f"{place('text')}: no text is called '{sweep.text}'{suggestion(sweep.text, known)}; "
+            f"there are {', '.join(known)}"
+        )
+
+
+def _rates(sweep: "Sweep", place: Place) -> None:
+    rates = [read_rate(str(rate), place("request_rate")) for rate in sweep.request_rate or ()]
+    read_arrivals(sweep.arrivals, place("arrivals"))
+    traced = any(rate.mean is None for rate in rates)
+    if traced and not sweep.dataset:
+        raise UserError(f"{place('request_rate')}: trace: name the trace with --dataset FILE")
+    if sweep.speed != 1 and not traced:
+        raise UserError(f"{place('speed')}: only a replay has one: --request-rate trace")
+    if sweep.max_concurrency and not rates:
+        raise UserError(
+            f"{place('max_concurrency')}: it caps a --request-rate; a closed loop has --concurrency"
+        )
+
+
+def _stops(sweep: "Sweep", place: Place) -> None:
+    if sweep.until:
+        read_until(sweep.until, place("until"))
+    most = str(sweep.max_failures)
+    share = re.fullmatch(r"(\d+(?:\.\d+)?)%", most)
+    if most and not (most.isdigit() or (share and float(share[1]) <= 100)):
+        raise UserError(
+            f"{place('max_failures')} '{most}': write a number of requests, or a share such as 20%"
+        )
+
+
+def _conversation(sweep: "Sweep", place: Place) -> None:
+    if sweep.think_time != "":
+        read_seconds(str(sweep.think_time), place("think_time"))
+        if sweep.turns == 1:
+            raise UserError(
+                f"{place('think_time')}: there is nothing to think about in one turn; give --turns"
+            )
+    if sweep.batch_size and (sweep.turns > 1 or sweep.dataset):
+        key = "dataset" if sweep.dataset else "turns"
+        raise UserError(f"{place(key)}: static batches have one turn, of one length")
+    if sweep.shared_prefix and "warm" in sweep.cache:
+        raise UserError(
+            f"{place('shared_prefix')}: with --cache warm whole prompts are shared; give one"
+        )
+
+
+def _dataset(sweep: "Sweep", place: Place) -> None:
+    for key in ("dataset_format", "dataset_columns", "skip_broken"):
+        if getattr(sweep, key) and not sweep.dataset:
+            raise UserError(f"{place(key)}: there is no --dataset that it could be about")
+
+
+def _clients(sweep: "Sweep", place: Place) -> None:
+    if sweep.first_token_timeout and sweep.client != ["wire"]:
+        raise UserError(f"{place('first_token_timeout')}: only the wire client has one")
+    inside = [target.name for target in sweep.targets() if target.engine in IN_PROCESS]
+    if not inside:
+        return
+    for key, given in (("cache", "warm" in sweep.cache), ("shared_prefix", sweep.shared_prefix)):
+        if given:
+            raise UserError(
+                f"{place(key)}: {inside[0]} is called in process, where prefix caches are off; "
+                f"serve it over HTTP"
+            )
+    if sweep.first_token_timeout:
+        raise UserError(f"{place('first_token_timeout')}: {inside[0]} is called in process")

@@ -1,0 +1,116 @@
+"""The objects of a JSON file, one at a time: JSON lines, or one big array of them."""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import ijson
+import msgspec
+
+from llmbench.datasets.rows import (
+    BLOCK,
+    LONGEST,
+    NOT_UTF8,
+    TOO_LONG,
+    Broken,
+    Row,
+    first_byte,
+    lines,
+)
+
+_DEEPEST = 100  # a deeper row is not of any format here, and building it could take all memory
+_NOT_AN_OBJECT = "it is not a JSON object"
+
+
+def json_rows(file: BinaryIO) -> Iterator[Row | Broken]:
+    """The objects of a file; those of an array count as rows, for they may share a line."""
+    return _array(file) if first_byte(file) == b"[" else _lines(file)
+
+
+def _lines(file: BinaryIO) -> Iterator[Row | Broken]:
+    for number, line in lines(file):
+        if line is None:
+            yield Broken(number, TOO_LONG)
+        elif line := line.strip():
+            yield _line(number, line)
+
+
+def _line(number: int, line: bytes) -> Row | Broken:
+    try:
+        value = msgspec.json.decode(line)
+    except RecursionError:
+        return Broken(number, "it is nested too deeply")
+    except UnicodeDecodeError:
+        return Broken(number, NOT_UTF8)
+    except msgspec.MsgspecError as error:
+        words = str(error).removeprefix("JSON is malformed: ")
+        words = words.replace("Input data was truncated", "it ends too early")
+        return Broken(number, f"it is not JSON: {words}")
+    return Row(number, value) if isinstance(value, dict) else Broken(number, _NOT_AN_OBJECT)
+
+
+def _array(file: BinaryIO) -> Iterator[Row | Broken]:
+    """Where an array breaks, nothing can follow: the last item then says why."""
+    number = 0
+    try:
+        for value in _elements(file):
+            number += 1
+            if isinstance(value, dict):
+                yield Row(number, value, "row")
+            else:
+                yield Broken(number, _NOT_AN_OBJECT, "row")
+    except (ijson.JSONError, _Unreadable) as error:
+        why = f"the file cannot be read from here on: {_first_line(error)}"
+        yield Broken(number + 1, why, "row")
+
+
+def _elements(file: BinaryIO) -> Iterator[Any]:
+    """The elements of an array, each built from its own events.
+
+    ``ijson.items`` would do, were it not for its paths: they take memory with depth squared.
+    """
+    metered = _Metered(file)
+    builder = ijson.ObjectBuilder()
+    depth = 0
+    for event, value in ijson.basic_parse(metered, buf_size=BLOCK, use_float=True):
+        if event in ("start_map", "start_array"):
+            depth += 1
+            if depth == 1:
+                continue
+            if depth > _DEEPEST:
+                raise _Unreadable("it is nested too deeply")
+        elif event in ("end_map", "end_array"):
+            depth -= 1
+            if depth == 0:
+                continue
+        builder.event(event, value)
+        if depth == 1:
+            yield builder.value
+            builder = ijson.ObjectBuilder()
+            metered.since = 0
+
+
+class _Unreadable(Exception):  # noqa: N818 - it reads as what it says
+    """An array holds something that is not worth the memory."""
+
+
+class _Metered:
+    """A file that stops where one element of the array takes too long to end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.since = 0
+        self._file = file
+
+    def read(self, size: int) -> bytes:
+        if self.since > LONGEST:
+            raise _Unreadable(TOO_LONG)
+        data = self._file.read(size)
+        self.since += len(data)
+        return data
+
+
+def _first_line(error: Exception) -> str:
+    """The words of a parser's error, without its drawing of where. They may come as bytes."""
+    words = error.args[0] if error.args else ""
+    if isinstance(words, bytes):
+        words = words.decode(errors="replace")
+    return str(words).split("\n", 1)[0].rstrip(".")

@@ -1,0 +1,150 @@
+"""What all ways to load a cell have in common: they run until the board says that it is over."""
+
+import asyncio
+import gc
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import msgspec
+
+from llmbench.drive.board import Board, Ticket
+from llmbench.drive.client import Client
+from llmbench.drive.clock import Clock
+from llmbench.drive.health import HealthWatch
+from llmbench.drive.spool import Spool
+from llmbench.errors import UserError
+from llmbench.plan.feed import Ask, Session
+from llmbench.records import Call, Health, Load, Message, Trace
+
+LOOK_S = 0.01
+
+
+class Script(Protocol):
+    """What the requests of a cell are, and what their replies say; ``job.Job`` is one."""
+
+    def session(self, number: int) -> Session | None:
+        """What session ``number`` says; ``None`` where a trace is at its end."""
+
+    def make_call(
+        self,
+        ticket: Ticket,
+        stream: int,
+        ask: Ask,
+        said: Sequence[Message] = (),
+        *,
+        session: int = 0,
+        turn: int = 0,
+        due_ns: int | None = None,
+    ) -> Call:
+        """Encode one request: ``ask`` after all that was ``said`` before in its session."""
+
+    def reply(self, trace: Trace) -> Message:
+        """The model's answer, to be said back to it in the next turn."""
+
+    def first_token_s(self, trace: Trace) -> float | None:
+        """When the first token came, where the figure is watched while the cell runs."""
+
+
+class Loop:
+    """Runs some of the requests of one cell, on one client.
+
+    ``spool`` takes every request that ended, of every phase. ``board`` is shared with whoever runs
+    the rest of the cell. ``stopped`` says why the cell ended early, where it did.
+    """
+
+    def __init__(
+        self, load: Load, client: Client, script: Script, spool: Spool, board: Board
+    ) -> None:
+        self.load = load
+        self.board = board
+        self.stopped = ""
+        self._client = client
+        self._script = script
+        self._spool = spool
+        self._zero_ns = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._problem: BaseException | None = None
+
+    def begin(self) -> None:
+        """Start the tasks that run the requests."""
+        raise NotImplementedError
+
+    async def run(self, clock: Clock) -> Health:
+        """Run until the cell is over; how this process fared meanwhile."""
+        self._zero_ns = clock.zero_ns
+        with no_collection():
+            self.begin()
+            watch = asyncio.create_task(watch_clock(clock))
+            health = HealthWatch(clock)
+            while not self.board.over:
+                await asyncio.sleep(LOOK_S)
+                if self.board.grace_is_over():
+                    self.board.stop()
+            fared = health.report()
+            left = [watch, *self._tasks]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+        if isinstance(self._problem, UserError):
+            self.stopped = str(self._problem)
+        elif self._problem is not None:
+            raise self._problem
+        return fared
+
+    def interrupt(self, why: str) -> None:
+        """End the cell now; what is in flight is kept as cancelled."""
+        if not self.board.over:
+            self.stopped = why
+            self.board.stop()
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` beside the rest; what it raises ends the cell."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            self._problem = self._problem or problem
+            self.board.stop()
+
+    def keep(self, call: Call, trace: Trace, queued_ns: int = 0) -> bool:
+        """Store the request that ended; whether it failed. ``OSError`` if the disk is full."""
+        due_ns = None if call.due_ns is None else call.due_ns - self._zero_ns
+        placed = msgspec.structs.replace(
+            trace, session=call.session, turn=call.turn, due_ns=due_ns, queued_ns=queued_ns
+        )
+        self._spool.append(placed)
+        failed = bool(trace.error) or trace.status != 200
+        if not self.board.over:
+            hopeless = self.board.ended(call.phase, failed, self._script.first_token_s(trace))
+            if hopeless:
+                self.interrupt(f"stopped {hopeless} ({last_words(trace)})")
+        return failed
+
+
+def last_words(last: Trace) -> str:
+    """How the last request of a hopeless cell failed."""
+    kind = last.error or f"http-{last.status}"
+    return f"{kind}: {last.detail}" if last.detail else kind
+
+
+async def watch_clock(clock: Clock) -> None:
+    while True:
+        await asyncio.sleep(1)
+        clock.resample()
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Keep the garbage collector out of the cell: what is alive stays, what comes is acyclic."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()

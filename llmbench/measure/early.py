@@ -1,0 +1,29 @@
+"""What must be known of a reply before its cell is over, from as little of it as will do."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+from llmbench.apis import sse
+from llmbench.records import Event, Kind, Trace
+
+Decode = Callable[[Sequence[sse.ServerSentEvent]], list[Event]]
+
+_START_BYTES = 4096
+
+
+def first_token_ns(trace: Trace, decode_events: Decode) -> int | None:
+    """When the first generated token came, from ``due`` where there is one, else from ``sent``;
+    ``None`` for a reply without one."""
+    for body in (trace.body[:_START_BYTES], trace.body):
+        events = sse.parse(body)
+        for (end, _, _), event in zip(events, decode_events(events), strict=True):
+            if event.kind & Kind.GENERATED:
+                late_ns = trace.sent_ns - trace.due_ns if trace.due_ns is not None else 0
+                return trace.reads.at_ns[bisect_left(trace.reads.end, end)] + late_ns
+    return None
+
+
+def reply_text(body: bytes, decode_events: Decode) -> str:
+    """The answer in a reply, without reasoning."""
+    events = decode_events(sse.parse(body))
+    return "".join(event.text for event in events if event.kind & Kind.ANSWER)

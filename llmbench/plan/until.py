@@ -1,0 +1,72 @@
+"""Stop when a figure is certain enough: ``--until ttft.p50=5%``.
+
+Looking often enough finds any figure certain by chance. So the looks are declared beforehand: five,
+each at twice as many requests as the one before, and each at a fifth of the error (Bonferroni). The
+interval at a look is a 99% one; the cell's own stay 95%.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from msgspec import Struct
+
+from llmbench.errors import UserError
+from llmbench.measure.statistics import interval, quantile
+
+LOOKS = 5
+_ERROR = 0.05
+_QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+_RULE = re.compile(r"(?:ci|(ttft)\.(p\d+))\s*=\s*(\d+(?:\.\d+)?)%")
+
+
+class Until(Struct, frozen=True):
+    """The 95% interval of a quantile of TTFT within ``share`` of it on either side."""
+
+    quantile: str
+    share: float
+
+    def sizes(self, most: int) -> list[int]:
+        """The declared looks, in measured requests; the last is at ``most``."""
+        return [max(most // 2**step, 1) for step in range(LOOKS - 1, -1, -1)]
+
+    def half_width(self, samples: Sequence[float], confidence: float) -> float | None:
+        """The greater side of the interval as a share of the quantile, where there is one."""
+        if not len(samples):
+            return None
+        ordered = np.sort(np.asarray(samples, dtype=np.float64))
+        p = _QUANTILES[self.quantile]
+        bounds = interval(ordered, p, len(ordered), confidence)
+        value = quantile(ordered, p)
+        if bounds is None or not 0 < value < math.inf:
+            return None
+        low, high = bounds
+        return max(value - low, high - value) / value
+
+    def certain(self, samples: Sequence[float]) -> bool:
+        """Whether ``samples``, in seconds, are enough, at one of the declared looks."""
+        width = self.half_width(samples, 1 - _ERROR / LOOKS)
+        return width is not None and width <= self.share
+
+    def remark(self, samples: Sequence[float], looked: int, certain: bool) -> str:
+        """How it ended, in words."""
+        width = self.half_width(samples, 1 - _ERROR / LOOKS)
+        reached = "no interval" if width is None else f"±{width:.1%}"
+        fate = "reached" if certain else "not reached"
+        asked = f"TTFT {self.quantile} within ±{100 * self.share:g}%"
+        seen = f"{reached} (99%) by {len(samples)} requests"
+        return f"{asked} {fate} at look {looked} of {LOOKS}: {seen}"
+
+
+def read_until(text: str, where: str = "--until") -> Until:
+    """``ci=5%`` (of TTFT p50) or ``ttft.p95=5%``. Raises ``UserError`` for anything else."""
+    rule = _RULE.fullmatch(text.strip())
+    if rule is None or (rule[2] or "p50") not in _QUANTILES:
+        raise UserError(
+            f"{where} '{text}': write ci=5% (for TTFT p50), or ttft.p95=5%; of p50, p90, p95, p99"
+        )
+    share = float(rule[3]) / 100
+    if not 0 < share < 1:
+        raise UserError(f"{where} '{text}': the width must lie between 0% and 100%")
+    return Until(rule[2] or "p50", share)
