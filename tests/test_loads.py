@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import Done
 
@@ -535,6 +536,12 @@ def test_one_length_in_two_spellings_names_its_file(toml: Callable[..., Path]) -
 def test_replies_of_a_batch_have_one_length_in_pairs_too() -> None:
     said = refusal(BATCHES | {"prompt_tokens": ["128:uniform(5,9)"]})
     assert said == "--prompt-tokens: the replies of a static batch have one length"
+
+
+@pytest.mark.parametrize("seed", [0, 2**64 - 1, 2**99])
+def test_a_seed_that_is_taken_can_be_stored(seed: int) -> None:
+    sweep = load_sweep(SERVER | {"seed": seed})
+    assert msgspec.json.decode(msgspec.json.encode(sweep), type=type(sweep)) == sweep
 
 
 # ---- lists of flags

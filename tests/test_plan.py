@@ -7,7 +7,7 @@ import pytest
 
 from llmbench.config import Sweep
 from llmbench.plan.grid import grid
-from llmbench.plan.prompts import LengthFit, load_text, nonce, passage
+from llmbench.plan.prompts import LengthFit, follow_up, load_text, nonce, passage, texts
 
 # ---- nonces
 
@@ -50,6 +50,26 @@ def test_a_passage_is_so_many_words() -> None:
     assert passage(5) == " ".join(text[:5])
     assert passage(7).startswith(passage(6))
     assert passage(len(text) + 2) == " ".join([*text, *text[:2]])
+
+
+def test_a_passage_from_the_middle_on() -> None:
+    text = load_text("rag")
+    assert passage(5, "rag", 7) == " ".join(text[7:12])
+    assert passage(0, "rag", 7) == ""
+    end = len(text)
+    assert passage(3, "rag", end - 1) == " ".join([text[-1], *text[:2]])
+    assert passage(3, "rag", end) == passage(3, "rag", 2 * end) == passage(3, "rag")
+    assert passage(end, "rag", 9).split() == [*text[9:], *text[:9]]
+
+
+def test_the_texts_that_can_be_chosen() -> None:
+    assert texts() == ["chat", "code", "lighthouse", "rag", "summary", "voice"]
+
+
+def test_follow_ups_are_about_one_matter_and_begin_again() -> None:
+    assert follow_up(0, 1) != follow_up(0, 2)
+    assert follow_up(0, 7) == follow_up(1, 1)  # six lines a matter
+    assert follow_up(10, 3) == follow_up(0, 3)  # ten matters
 
 
 def test_a_text_that_is_not_there() -> None:

@@ -13,9 +13,7 @@ from llmbench.drive.board import SLOTS, Board, Ticket
 from llmbench.plan.feed import Feed
 from llmbench.plan.scale import Scale
 from llmbench.plan.schedule import Due, measured_sessions, schedule
-from llmbench.records import Content, Load, Phase
-
-Phases = list[Phase]
+from llmbench.records import Content, Load
 
 
 def load_of(
@@ -59,7 +57,7 @@ def test_even_arrivals_by_number() -> None:
     sessions = list(islice(due(load_of("10", requests=20, warmup=5)), 30))
     assert [each.number for each in sessions] == list(range(30))
     assert [each.at_ns for each in sessions] == [100_000_000 * n for n in range(1, 31)]
-    phases: Phases = ["warmup"] * 5 + ["measured"] * 20 + ["cooldown"] * 5
+    phases = ["warmup"] * 5 + ["measured"] * 20 + ["cooldown"] * 5
     assert [each.phase for each in sessions] == phases
 
 

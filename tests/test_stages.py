@@ -14,13 +14,14 @@ from conftest import Certificates, Peer, chunk, raw_server
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmbench.apis.prometheus import difference, times
+from llmbench.apis.prometheus import cached, difference, newly_cached, times
 from llmbench.drive import scrape as scraping
 from llmbench.drive.endpoint import Endpoint, endpoint
 from llmbench.drive.scrape import scrape
 from llmbench.measure.stages import stages
 from llmbench.records import (
     Block,
+    CachedTokens,
     Cell,
     CellFacts,
     Counts,
@@ -511,3 +512,35 @@ def test_the_table_fits_a_terminal(name: str) -> None:
     ]
     for line in render_stages(cells, "table").splitlines():
         assert sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in line) <= 100
+
+
+# ── the prefix cache ─────────────────────────────────────────────────────────────────────────────
+
+
+def cache_metrics(hits: float, queries: float) -> str:
+    return "\n".join(
+        f'vllm:prefix_cache_{what}_total{{engine="{engine}"}} {count / 2}'
+        for what, count in (("hits", hits), ("queries", queries))
+        for engine in (0, 1)
+    )
+
+
+def test_the_counters_of_a_prefix_cache() -> None:
+    assert cached(cache_metrics(30, 100)) == CachedTokens(30, 100)
+    assert cached(vllm(1.0, 2)) is None
+    before, after = cached(cache_metrics(30, 100)), cached(cache_metrics(90, 200))
+    assert newly_cached(before, after) == CachedTokens(60, 100)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", cache_metrics(1, 2)),
+        (cache_metrics(1, 2), ""),
+        (cache_metrics(1, 2), cache_metrics(1, 2)),  # nothing was looked up
+        (cache_metrics(5, 9), cache_metrics(1, 20)),  # a restart
+        (cache_metrics(0, 1), cache_metrics(9, 5)),  # more found than looked up
+    ],
+)
+def test_counters_that_say_nothing(before: str, after: str) -> None:
+    assert newly_cached(cached(before), cached(after)) is None

@@ -349,18 +349,18 @@ def test_the_wait_for_a_slot_is_latency_and_not_the_clients_lag() -> None:
 
 @pytest.mark.parametrize(
     ("ttft_ms", "lag_ms", "verdict"),
-    [(40, 0.9, "valid"), (40, 1.1, "invalid"), (400, 3.9, "valid"), (400, 4.2, "invalid")],
+    [(10, 0.9, "valid"), (10, 1.1, "invalid"), (400, 19, "valid"), (400, 21, "invalid")],
 )
 def test_a_client_that_sends_late_is_not_the_load(
     ttft_ms: float, lag_ms: float, verdict: str
 ) -> None:
-    """More than a millisecond and 1% of TTFT, once in a hundred."""
+    """More than a millisecond and 5% of TTFT, once in a hundred."""
     late = [lag_ms if n in (3, 50) else 0 for n in range(100)]
     traces = [due(100 * n, lag, ttft_ms, ttft_ms + 9) for n, lag in enumerate(late)]
     cell = cell_of(traces, asked())
     assert cell.verdict == verdict
     if verdict == "invalid":
-        assert cell.reasons[0].startswith(f"the client sent late: dispatch lag p99 {lag_ms} ms; ")
+        assert cell.reasons[0].startswith(f"the client sent late: dispatch lag p99 {lag_ms:.1f} ms; ")
 
 
 @pytest.mark.parametrize(

@@ -399,6 +399,23 @@ def test_the_grace_of_an_open_loop_begins_when_the_last_process_closed_the_windo
     assert other.grace_is_over()
 
 
+def test_the_grace_of_an_open_loop_begins_when_it_is_certain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_ns = [1_000]
+    monkeypatch.setattr(board_module.time, "monotonic_ns", lambda: now_ns[0])
+    board = Board(load_of(80, rate="10", until="ci=5%", grace_s=1.0))
+    for _ in range(11):
+        board.send("measured")
+    for _ in range(10):
+        board.ended("measured", False, 0.2)  # certain, but one reply does not come
+    late = board.send("measured")
+    assert late is not None
+    assert late.phase == "cooldown"
+    now_ns[0] += 60_000_000_000
+    assert board.grace_is_over()
+
+
 def test_without_a_grace_replies_are_awaited_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     now_ns = [1_000]
     monkeypatch.setattr(board_module.time, "monotonic_ns", lambda: now_ns[0])

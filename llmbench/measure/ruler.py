@@ -44,14 +44,15 @@ def from_evidence(good: Sequence[RequestMetrics]) -> Ruler:
 
 
 def _ttft_errors(good: Sequence[RequestMetrics], prompt: bool) -> dict[str, float]:
-    """Each request left within its sending call. What it was sent late by is known exactly, for it
-    is a difference on one clock."""
+    """Each request left within its sending call. In an open loop it may have left late, which made
+    its latency longer by up to as much."""
     first_ns = np.array([(each.first_ns or 0) + each.sent_ns - each.start_ns for each in good])
     sending_ns = np.array([each.send_ns for each in good])
     slack_ms = [_slack(each, prompt) for each in good]
     older_ns = np.array([0.0 if each is None else float(each[0]) * 1e6 for each in slack_ms])
     measured = _shown(np.sort(first_ns.astype(np.float64)))
-    low = _shown(np.sort(first_ns - sending_ns - older_ns))
+    late_ns = np.array([max(each.sent_ns - each.start_ns - each.queued_ns, 0) for each in good])
+    low = _shown(np.sort(first_ns - sending_ns - older_ns - late_ns))
     return {name: ns / 1e6 for name, ns in _errors(measured, low, measured).items()}
 
 

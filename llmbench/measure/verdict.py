@@ -19,7 +19,7 @@ DELAYED_ACKS = 0.1
 """A greater share of gaps near the 40 ms of a delayed ACK, among much shorter ones, is one."""
 
 LATE_MS = 1.0
-LATE_SHARE = 0.01
+LATE_SHARE = 0.05
 """An open loop whose requests go out later than this (p99), or than this share of TTFT p50 where
 that is more, is not the load that was asked for."""
 
