@@ -77,6 +77,26 @@ def sweep(args: argparse.Namespace) -> int:
     return INTERRUPTED if run.interrupted else _exit_code(run.cells)
 
 
+def capacity(args: argparse.Namespace) -> int:
+    """Find the highest load that meets the objectives, in a dozen probes at most."""
+    from llmbench import host
+    from llmbench.config import load_search
+    from llmbench.drive.capacity import CapacityRun
+    from llmbench.report.live import LiveView
+    from llmbench.store import RunDirectory
+
+    settings = load_search(_given(args), args.config)
+    directory = RunDirectory.create(settings, settings.targets(), host.describe())
+    run = CapacityRun(directory, LiveView())
+    try:
+        run.run()
+    finally:
+        directory.save_summary(run.cells)
+        _print_cells(directory.run, run.cells, settings.format, settings.baseline)
+        print(f"evidence: {directory.path}", file=sys.stderr)
+    return INTERRUPTED if run.interrupted else _exit_code(run.cells)
+
+
 def report(args: argparse.Namespace) -> int:
     """Work out every figure again from what a run stored, and print the table."""
     from itertools import groupby
@@ -116,7 +136,7 @@ def report(args: argparse.Namespace) -> int:
     else:
         baseline = run.sweep.baseline if args.baseline is None else args.baseline
         _print_cells(run, cells, args.format, baseline)
-    planned = len(grid(run.sweep))
+    planned = 0 if run.sweep.search else len(grid(run.sweep))
     if len(cells) < planned:
         print(f"llmbench: the run did not finish: {len(cells)} of {planned} cells", file=sys.stderr)
         return CELL_FAILED
@@ -162,6 +182,7 @@ def models(args: argparse.Namespace) -> int:
 
 COMMANDS = {
     "sweep": sweep,
+    "capacity": capacity,
     "report": report,
     "calibrate": calibrate,
     "truth-server": truth_server,
@@ -186,16 +207,32 @@ def _print_cells(run: "Run", cells: Sequence["Cell"], style: str, baseline: str)
     else:
         from llmbench.report import RENDERERS
 
+        if run.sweep.search:
+            from llmbench.report.capacity import in_order
+
+            cells = in_order(cells)
         ran = any(cell.target == baseline for cell in cells)  # an interrupted run may end before
         sys.stdout.write(RENDERERS[style](cells, baseline if ran else None))
         if style in ("table", "markdown"):
             from llmbench.report.turns import render_turns
+
+            if run.sweep.search:
+                _print_capacity(run, cells)
 
             sys.stdout.write(render_turns(cells, style))
             from llmbench.report.provenance import render_provenance
 
             sys.stdout.write(render_provenance(run.host, run.targets, style))
     sys.stdout.flush()
+
+
+def _print_capacity(run: "Run", cells: Sequence["Cell"]) -> None:
+    from llmbench.measure.slo import limits_ms
+    from llmbench.report.capacity import render_capacity
+
+    sweep = run.sweep
+    most = max(float(rate) for rate in sweep.request_rate or sweep.concurrency)
+    sys.stdout.write(render_capacity(cells, limits_ms(sweep.slo), most))
 
 
 def _exit_code(cells: Sequence["Cell"]) -> int:

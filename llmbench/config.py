@@ -101,6 +101,8 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     agreement: bool = False
     baseline: str = ""
     slo: dict[str, str] = {}
+    search: Literal["", "concurrency", "rate"] = ""
+    least: Annotated[float, Meta(gt=0)] = 1.0
     out: str = ""
     format: Literal["table", "markdown", "csv", "json"] = "table"
 
@@ -230,6 +232,22 @@ def load_sweep(flags: dict[str, Any], config: Path | None = None) -> Sweep:
 
     check_load(sweep, place)
     return replace(sweep, dataset_format=dataset_format(sweep, place))
+
+
+def load_search(flags: dict[str, Any], config: Path | None = None) -> Sweep:
+    """The sweep of a search for capacity: its one load is the most that is tried."""
+    flags = dict(flags)
+    by, most = flags.pop("by", "concurrency"), flags.pop("most", 256.0)
+    key = "request_rate" if by == "rate" else "concurrency"
+    for other in ("concurrency", "request_rate", "batch_size"):
+        if other in flags:
+            raise UserError(f"{_flag(other)}: a search chooses its loads; give --least and --most")
+    sweep = load_sweep(flags | {key: [most if by == "rate" else int(most)], "search": by}, config)
+    if not sweep.slo:
+        raise UserError("--slo: say what is to be met, such as --slo ttft.p95=500ms")
+    if sweep.least >= most:
+        raise UserError(f"--least {sweep.least:g}: must be less than --most {most:g}")
+    return sweep
 
 
 def _check_targets(sweep: Sweep, flags: dict[str, Any], config: Path | None) -> None:

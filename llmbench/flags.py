@@ -42,6 +42,18 @@ def parser(commands: Mapping[str, Run], command: str) -> argparse.ArgumentParser
     return top
 
 
+def _capacity_flags(parser: argparse.ArgumentParser) -> None:
+    def flag(name: str, text: str, **options: Any) -> None:
+        parser.add_argument(name, default=argparse.SUPPRESS, help=text, **options)
+
+    flag(
+        "--by", "search the concurrency (the default) or the rate", choices=("concurrency", "rate")
+    )
+    flag("--least", "the lightest load (default: 1)", type=float, metavar="N")
+    flag("--most", "the heaviest load that is tried (default: 256)", type=float, metavar="N")
+    _sweep_flags(parser)
+
+
 def _sweep_flags(parser: argparse.ArgumentParser) -> None:
     """Only what the user gives is set; every default lives in the configuration."""
     from llmbench.lists import counts, items, pairs, words
@@ -288,6 +300,7 @@ def _models_flags(parser: argparse.ArgumentParser) -> None:
 
 _FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "sweep": _sweep_flags,
+    "capacity": _capacity_flags,
     "report": _report_flags,
     "calibrate": _calibrate_flags,
     "truth-server": _truth_server_flags,

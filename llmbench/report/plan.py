@@ -5,6 +5,7 @@ import tabulate
 from llmbench.config import MOST_REQUESTS, Sweep
 from llmbench.plan.arrivals import read_rate
 from llmbench.plan.grid import grid
+from llmbench.plan.lengths import read_seconds
 from llmbench.records import TRACE, CellFacts, Load
 
 GUESSED_TOKEN_S = 0.025
@@ -16,28 +17,49 @@ START_S = 30.0
 def render_plan(sweep: Sweep) -> str:
     """The cells of ``sweep``, one a line, with their number of requests and their guessed time."""
     targets, cells = sweep.targets(), grid(sweep)
+    at_once = "req/s" if sweep.request_rate else "batch" if sweep.batch_size else "conc."
     rows = [
-        (
-            targets[cell.target].name,
-            cell.client,
-            *_load(cell.load),
-            cell.load.content.prompt_lengths or cell.load.prompt_tokens,
-            cell.load.content.output_lengths or cell.load.output_tokens,
-            _requests(cell),
-            duration(seconds(cell)),
-        )
+        {
+            "target": targets[cell.target].name,
+            "client": cell.client,
+            at_once: cell.load.rate or cell.load.batch_size or cell.load.concurrency,
+            **({"cache": cell.load.content.cache} if sweep.cache != ["cold"] else {}),
+            "prompt": "file"
+            if cell.load.content.dataset
+            else _length(cell.load.prompt_tokens, cell.load.content.prompt_lengths),
+            "output": _length(cell.load.output_tokens, cell.load.content.output_lengths),
+            "requests": _requests(cell),
+            "about": duration(seconds(cell)),
+        }
         for cell in cells
     ]
-    at_once = "req/s" if sweep.request_rate else "batch" if sweep.batch_size else "conc."
-    head = ("target", "client", at_once, "cache", "prompt", "output", "requests", "about")
     table = tabulate.tabulate(
-        rows, head, disable_numparse=True, colalign=("left", "left", *["right"] * 6)
+        [list(row.values()) for row in rows],
+        list(rows[0]),
+        disable_numparse=True,
+        colalign=("left", "left", *["right"] * (len(rows[0]) - 2)),
     )
-    return "\n".join((table, *_summary(sweep, cells))) + "\n"
+    return "\n".join((table, *_summary(sweep, cells), *_content(cells))) + "\n"
 
 
-def _load(load: Load) -> tuple[object, str]:
-    return load.rate or load.batch_size or load.concurrency, load.content.cache
+def _length(mean: int, drawn: str) -> str:
+    return f"~{mean}" if drawn else str(mean)
+
+
+def _content(cells: list[CellFacts]) -> list[str]:
+    """What lengths are drawn from, and what requests say where that is not the default."""
+    lines = []
+    for content in (cell.load.content for cell in cells):
+        if content.prompt_lengths:
+            lines.append(f"prompts of {content.prompt_lengths} tokens")
+        if content.output_lengths:
+            lines.append(f"replies of {content.output_lengths} tokens")
+        if content.dataset:
+            lines.append(f"requests and their lengths from {content.dataset} ({content.format})")
+        if content.turns > 1:
+            think = f", thinking {content.think_time} s between" if content.think_time else ""
+            lines.append(f"conversations of {content.turns} turns{think}")
+    return list(dict.fromkeys(lines))
 
 
 def _summary(sweep: Sweep, cells: list[CellFacts]) -> list[str]:
@@ -76,6 +98,9 @@ def seconds(cell: CellFacts) -> float:
     reply_s = GUESSED_FIRST_TOKEN_S + load.output_tokens * GUESSED_TOKEN_S
     if load.rate:
         return _open_loop_s(load) + reply_s
+    content = load.content
+    if content.think_time:
+        reply_s += read_seconds(content.think_time).mean * (content.turns - 1) / content.turns
     warmup_s = -(-load.warmup // load.concurrency) * reply_s
     if load.duration_s is not None:
         return warmup_s + load.duration_s + reply_s
