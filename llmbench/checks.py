@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from llmbench.datasets import FORMATS, detect, open_dataset
 from llmbench.errors import UserError
 from llmbench.plan.arrivals import read_arrivals, read_rate
-from llmbench.plan.lengths import read_length, read_lengths, read_seconds
+from llmbench.plan.lengths import read_length, read_lengths, read_seconds, shown
 from llmbench.plan.prompts import texts
 from llmbench.plan.until import read_until
-from llmbench.records import TRACE
 from llmbench.targets import IN_PROCESS, suggestion
 
 if TYPE_CHECKING:
@@ -30,34 +29,45 @@ def dataset_format(sweep: "Sweep", place: Place) -> str:
     """The format of the dataset, found where it was not named; its first row is read."""
     if not sweep.dataset:
         return ""
-    name = sweep.dataset_format or detect(sweep.dataset)
-    if name not in FORMATS:
+    name = sweep.dataset_format
+    if name and name not in FORMATS:
         known = suggestion(name, list(FORMATS))
-        raise UserError(f"{place('dataset_format')}: no format is called '{name}'{known}")
-    rows = open_dataset(sweep.dataset, name, sweep.dataset_columns, sweep.skip_broken)
-    first = next(iter(rows))
-    if first.at_s is None and sweep.request_rate == [TRACE]:
+        raise UserError(f"{place('dataset_format')}: no format is called '{shown(name)}'{known}")
+    try:
+        name = name or detect(sweep.dataset)
+        rows = open_dataset(sweep.dataset, name, sweep.dataset_columns, sweep.skip_broken)
+        first = next(iter(rows))
+        rows.close()
+    except UserError as problem:
+        words = str(problem).replace("--dataset ", f"{place('dataset')} ")
+        raise UserError(words.replace("--dataset-columns", place("dataset_columns"))) from None
+    if first.at_s is None and _is_traced(sweep):
         raise UserError(f"{place('request_rate')}: {sweep.dataset} ({name}) says no times")
     return name
 
 
 def _lengths(sweep: "Sweep", place: Place) -> None:
-    for length in sweep.prompt_tokens or ():
-        read_lengths(str(length), place("prompt_tokens"))
+    pairs = read_lengths(",".join(map(str, sweep.prompt_tokens or [1])), place("prompt_tokens"))
     reply = read_length(str(sweep.output_tokens or 1), place("output_tokens"))
-    if sweep.batch_size and not reply.fixed:
-        raise UserError(f"{place('output_tokens')}: the replies of a static batch have one length")
+    if sweep.batch_size and not all((own or reply).fixed for _, own in pairs):
+        key = "output_tokens" if not reply.fixed else "prompt_tokens"
+        raise UserError(f"{place(key)}: the replies of a static batch have one length")
     if sweep.text not in (known := texts()):
+        meant = suggestion(sweep.text, known)
         raise UserError(
-            f"{place('text')}: no text is called '{sweep.text}'{suggestion(sweep.text, known)}; "
-            f"there are {', '.join(known)}"
+            f"{place('text')}: no text is called '{shown(sweep.text)}'{meant}; there are "
+            f"{', '.join(known)}"
         )
 
 
 def _rates(sweep: "Sweep", place: Place) -> None:
     rates = [read_rate(str(rate), place("request_rate")) for rate in sweep.request_rate or ()]
+    if len({str(rate) for rate in rates}) < len(rates):
+        raise UserError(f"{place('request_rate')}: something stands there twice")
     read_arrivals(sweep.arrivals, place("arrivals"))
-    traced = any(rate.mean is None for rate in rates)
+    traced = _is_traced(sweep)
+    if traced and sweep.until and not sweep.requests:
+        raise UserError(f"{place('until')}: of a trace, give --requests: the most to measure")
     if traced and not sweep.dataset:
         raise UserError(f"{place('request_rate')}: trace: name the trace with --dataset FILE")
     if sweep.speed != 1 and not traced:
@@ -68,14 +78,19 @@ def _rates(sweep: "Sweep", place: Place) -> None:
         )
 
 
+def _is_traced(sweep: "Sweep") -> bool:
+    return any(read_rate(str(rate)).mean is None for rate in sweep.request_rate or ())
+
+
 def _stops(sweep: "Sweep", place: Place) -> None:
     if sweep.until:
         read_until(sweep.until, place("until"))
     most = str(sweep.max_failures)
     share = re.fullmatch(r"(\d+(?:\.\d+)?)%", most)
-    if most and not (most.isdigit() or (share and float(share[1]) <= 100)):
+    if most and not (re.fullmatch("[0-9]+", most) or (share and float(share[1]) <= 100)):
         raise UserError(
-            f"{place('max_failures')} '{most}': write a number of requests, or a share such as 20%"
+            f"{place('max_failures')} '{shown(most)}': write a number of requests, or a share "
+            "such as 20%"
         )
 
 

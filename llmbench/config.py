@@ -16,7 +16,7 @@ from llmbench.checks import check_load, dataset_format
 from llmbench.errors import UserError
 from llmbench.measure.slo import limits_ms
 from llmbench.plan.arrivals import Rate, read_arrivals, read_rate
-from llmbench.plan.lengths import Length, read_length, read_lengths
+from llmbench.plan.lengths import Length, read_length, read_lengths, read_seconds
 from llmbench.plan.prompts import DEFAULT_TEXT
 from llmbench.plan.until import LOOKS
 from llmbench.records import Content, Load, Target
@@ -143,7 +143,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             shared_prefix=self.shared_prefix,
             cache=cache,
             turns=self.turns,
-            think_time=str(self.think_time),
+            think_time=str(read_seconds(str(self.think_time))) if self.think_time != "" else "",
             natural_stops=self.natural_stops,
             seed=self.seed,
         )
@@ -178,7 +178,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if rate.mean is None:
             requests, warmup = MOST_REQUESTS, 0
         else:
-            requests = max(FEWEST_REQUESTS, math.ceil(OPEN_LOOP_S * rate.mean))
+            requests = max(FEWEST_REQUESTS, math.ceil(OPEN_LOOP_S * rate.mean)) * self._looks()
             warmup = max(LEAST_WARMUP, math.ceil(OPEN_LOOP_WARMUP_S * rate.values[0]))
         return replace(
             load,
@@ -191,11 +191,13 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         )
 
     def _requests(self, at_once: int) -> int:
-        """72 for the 95% interval of a p95 to exist, and two a stream; whole batches. The last of
-        the looks of ``until`` comes at sixteen times as many."""
-        fewest = max(FEWEST_REQUESTS, 2 * at_once) * (2 ** (LOOKS - 1) if self.until else 1)
-        requests = self.requests or fewest
+        """72 for the 95% interval of a p95 to exist, and two a stream; whole batches."""
+        requests = self.requests or max(FEWEST_REQUESTS, 2 * at_once) * self._looks()
         return -(-requests // at_once) * at_once if self.batch_size else requests
+
+    def _looks(self) -> int:
+        """How many times as many requests the last of the looks of ``until`` has as the first."""
+        return 2 ** (LOOKS - 1) if self.until else 1
 
     def _warmup(self, at_once: int) -> int:
         warmup = at_once if self.warmup is None else self.warmup
@@ -317,7 +319,7 @@ def environment(name: str, where: str) -> str:
 
 
 def _check_keys(settings: dict[str, Any], config: Path | None) -> None:
-    known = Sweep.__struct_fields__
+    known = [key for key in Sweep.__struct_fields__ if key != "search"]  # a command's, not a key
     for key in settings:
         if key not in known:
             raise UserError(f"{config}: unknown key '{key}'{suggestion(key, known)}")
@@ -325,6 +327,8 @@ def _check_keys(settings: dict[str, Any], config: Path | None) -> None:
 
 _WORDS = {
     "Expected `str | object`": "expected text or a table",
+    "Expected `int | str`": "expected a whole number or text",
+    "Expected `float | str`": "expected a number or text",
     " | null`": "`",
     "Expected `int`": "expected a whole number",
     "Expected `float`": "expected a number",

@@ -42,6 +42,6 @@ def pairs(text: str) -> dict[str, str]:
     for name, equals, value in parts:
         if not (name and equals and value):
             raise argparse.ArgumentTypeError(
-                f"'{name}{equals}{value}' is not NAME=VALUE; write it like ttft.p95=500ms"
+                f"'{name}{equals}{value}' is not NAME=VALUE; write it like a=1,b=2"
             )
     return {name.strip(): value.strip() for name, _, value in parts}

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,7 @@ def test_what_is_said_is_the_same_all_over_the_grid() -> None:
         assert load.content == Content(
             text="rag",
             turns=3,
-            think_time="500ms",
+            think_time="0.5",
             natural_stops=True,
             seed=9,
             shared_prefix=0.5,
@@ -596,13 +597,13 @@ def rows(done: Done) -> list[list[str]]:
 def test_a_dry_run_of_an_open_loop(dry_run: Callable[..., Done]) -> None:
     done = dry_run("--request-rate", "2,8,ramp(2,8)", "--output-tokens", 20)
     head, _, *cells, total, guess = rows(done)
-    assert head == ["target", "client", "req/s", "cache", "prompt", "output", "requests", "about"]
+    assert head == ["target", "client", "req/s", "prompt", "output", "requests", "about"]
     # A reply takes 0.5 s + 20 × 25 ms = 1 s, after the arrivals: 8 and 72 at 2/s take 4 and 36 s,
     # 16 and 240 at 8/s 2 and 30 s, 8 at 2/s and 150 at 5/s 4 and 30 s.
     assert cells == [
-        words("a wire 2 cold 128 20 72 + 8 41 s"),
-        words("a wire 8 cold 128 20 240 + 16 33 s"),
-        words("a wire ramp(2,8) cold 128 20 150 + 8 35 s"),
+        words("a wire 2 128 20 72 + 8 41 s"),
+        words("a wire 8 128 20 240 + 16 33 s"),
+        words("a wire ramp(2,8) 128 20 150 + 8 35 s"),
     ]
     assert " ".join(total) == "3 cells, 494 requests with warm-up, about 2 min"
     assert " ".join(guess).startswith("guessed with 0.5 s to the first token and 25 ms a token")
@@ -611,7 +612,7 @@ def test_a_dry_run_of_an_open_loop(dry_run: Callable[..., Done]) -> None:
 def test_a_dry_run_of_an_open_loop_by_time(dry_run: Callable[..., Done]) -> None:
     done = dry_run("--request-rate", 4, "--duration", 20, "--output-tokens", 20, "--warmup", 4)
     _, _, cell, total = rows(done)
-    assert cell == words("a wire 4 cold 128 20 by time + 4 22 s")
+    assert cell == words("a wire 4 128 20 by time + 4 22 s")
     assert " ".join(total) == "1 cell, by time, about 22 s"
 
 
@@ -620,27 +621,41 @@ def test_a_dry_run_says_distributions_and_caches(dry_run: Callable[..., Done]) -
         *("--prompt-tokens", "normal(512,128):uniform(16,24)", "--cache", "cold,warm"),
         *("--concurrency", 4, "--requests", 8),
     )
-    _, _, *cells, _, _ = rows(done)
+    head, _, *cells, _, _, prompts, replies = rows(done)
+    assert head[2:5] == ["conc.", "cache", "prompt"]
     assert [cell[:-2] for cell in cells] == [
-        words(f"a wire 4 {cache} normal(512,128) uniform(16,24) 8 + 4")
-        for cache in ("cold", "warm")
+        words(f"a wire 4 {cache} ~512 ~20 8 + 4") for cache in ("cold", "warm")
     ]
+    assert " ".join(prompts) == "prompts of normal(512,128) tokens"
+    assert " ".join(replies) == "replies of uniform(16,24) tokens"
+
+
+@pytest.mark.parametrize(
+    ("given", "pause"), [("2", "2 s"), ("500ms", "500 ms|500ms|0.5 s"), ("exponential(2)", "exp")]
+)
+def test_a_dry_run_of_conversations(dry_run: Callable[..., Done], given: str, pause: str) -> None:
+    done = dry_run("--concurrency", 1, "--turns", 3, "--think-time", given, "--output-tokens", 20)
+    said = done.out.splitlines()[-1]
+    assert said.startswith("conversations of 3 turns, thinking ")
+    assert re.search(rf"thinking ({pause})", said)
+    assert "ms s" not in said
 
 
 def test_a_dry_run_of_a_trace(dry_run: Callable[..., Done]) -> None:
     path = DATASETS / "good.mooncake.jsonl"
     done = dry_run("--request-rate", "trace", "--dataset", path, "--speed", 2)
-    _, _, cell, total = rows(done)
-    assert cell[:4] == ["a", "wire", "trace", "cold"]
-    assert cell[6:10] == ["its", "rows", "+", "0"]
+    _, _, cell, total, source = rows(done)
+    assert cell[:3] == ["a", "wire", "trace"]
+    assert cell[5:9] == ["its", "rows", "+", "0"]
+    assert " ".join(source) == f"requests and their lengths from {path} (mooncake)"
     assert " ".join(total).startswith("1 cell, by time")
 
 
 def test_a_dry_run_of_the_first_rows_of_a_trace(dry_run: Callable[..., Done]) -> None:
     path = DATASETS / "good.mooncake.jsonl"
     done = dry_run("--request-rate", "trace", "--dataset", path, "--requests", 3, "--warmup", 1)
-    _, _, cell, total, _ = rows(done)
-    assert cell[6:9] == ["3", "+", "1"]
+    _, _, cell, total, _, _ = rows(done)
+    assert cell[5:8] == ["3", "+", "1"]
     assert " ".join(total).startswith("1 cell, 4 requests with warm-up, about ")
 
 

@@ -36,11 +36,11 @@ def test_a_row_a_cell_and_what_they_come_to() -> None:
     # A reply takes 0.5 s + 20 × 25 ms = 1 s. With one stream 1 + 72 replies follow each other;
     # 64 streams take 64 for the warm-up, and twice as many after it: three rounds.
     assert table == [
-        ["target", "client", "conc.", "cache", "prompt", "output", "requests", "about"],
-        ["007", "wire", "1", "cold", "20", "20", "72 + 1", "73 s"],
-        ["007", "wire", "64", "cold", "20", "20", "128 + 64", "3 s"],
-        ["1e3", "wire", "1", "cold", "20", "20", "72 + 1", "73 s"],
-        ["1e3", "wire", "64", "cold", "20", "20", "128 + 64", "3 s"],
+        ["target", "client", "conc.", "prompt", "output", "requests", "about"],
+        ["007", "wire", "1", "20", "20", "72 + 1", "73 s"],
+        ["007", "wire", "64", "20", "20", "128 + 64", "3 s"],
+        ["1e3", "wire", "1", "20", "20", "72 + 1", "73 s"],
+        ["1e3", "wire", "64", "20", "20", "128 + 64", "3 s"],
     ]
     assert below == [
         "4 cells, 530 requests with warm-up, about 3 min",  # 2 × (73 + 192); 152 s
@@ -52,7 +52,7 @@ def test_a_round_that_is_not_full_takes_as_long() -> None:
     table, below = planned(
         target=["http://a"], concurrency=[4], output_tokens=100, requests=9, warmup=5
     )
-    assert table[1][6:] == ["9 + 5", "15 s"]  # 2 + 3 rounds of 3 s
+    assert table[1][5:] == ["9 + 5", "15 s"]  # 2 + 3 rounds of 3 s
     assert below[0] == "1 cell, 14 requests with warm-up, about 15 s"
 
 
@@ -66,31 +66,31 @@ def test_the_clients_of_a_server_and_of_an_engine() -> None:
         requests=1000,
         warmup=0,
     )
-    assert [row[:5] for row in table[1:]] == [
-        ["vllm m", "engine", "2", "cold", "8"],
-        ["vllm m", "engine", "2", "cold", "16"],
+    assert [row[:4] for row in table[1:]] == [
+        ["vllm m", "engine", "2", "8"],
+        ["vllm m", "engine", "2", "16"],
         *(
-            [name, client, "2", "cold", length]
+            [name, client, "2", length]
             for name in ("vllm-server m", "b")
             for length in ("8", "16")
             for client in ("wire", "openai")
         ),
     ]
-    assert {row[7] for row in table[1:]} == {"8 min"}  # 500 s
+    assert {row[6] for row in table[1:]} == {"8 min"}  # 500 s
     assert below[0] == "10 cells, 10,000 requests with warm-up, about 84 min"  # 5060 s
     assert below[2] == "starts vllm m, vllm-server m: 30 s each in the estimate"
 
 
 def test_cells_by_time() -> None:
     table, below = planned(target=["http://a"], concurrency=[2], output_tokens=20, duration=86.0)
-    assert table[1][6:] == ["by time + 2", "88 s"]  # the warm-up's reply, the time, the last reply
+    assert table[1][5:] == ["by time + 2", "88 s"]  # the warm-up's reply, the time, the last reply
     assert below == ["1 cell, by time, about 88 s"]
 
 
 def test_static_batches() -> None:
     table, below = planned(target=["onnx:d"], batch_size=[5], output_tokens=20)
     assert table[0][2] == "batch"
-    assert table[1] == ["onnx d", "engine", "5", "cold", "128", "20", "75 + 5", "16 s"]
+    assert table[1] == ["onnx d", "engine", "5", "128", "20", "75 + 5", "16 s"]
     assert below[0] == "1 cell, 80 requests with warm-up, about 46 s"
 
 

@@ -100,14 +100,15 @@ class Board:
                 return None
             if phase == "measured" and slots[_CERTAIN]:
                 phase = "cooldown"
-            slots[_PHASE] = max(slots[_PHASE], _PHASES.index(phase))
+            if phase == "measured":
+                slots[_PHASE] = 1
             return self._ticket(phase)
 
     def close_window(self) -> None:
         """This process has sent the last of its measured requests."""
         with self._lock:
             self._slots[_CLOSED] += 1
-            if self._slots[_CLOSED] == self._parts:
+            if self._slots[_CLOSED] == self._parts and not self._slots[_CERTAIN]:
                 self._slots[_PHASE] = 2
                 self._slots[_CLOSED_NS] = time.monotonic_ns()
             self._advance()
@@ -164,8 +165,6 @@ class Board:
             slots[_OVER] = 1
 
     def _full(self) -> bool:
-        if self._slots[_CERTAIN]:
-            return True
         if self._load.duration_s is None:
             return self._slots[_TICKETS] >= self._load.requests
         return time.monotonic_ns() - self._slots[_OPENED] >= self._load.duration_s * 1e9
@@ -180,7 +179,10 @@ class Board:
             return
         while slots[_LOOKED] < LOOKS and sizes[slots[_LOOKED]] <= slots[_MEASURED]:
             slots[_LOOKED] += 1
-        slots[_CERTAIN] = until.certain(self._samples[: slots[_MEASURED]])
+        if until.certain(self._samples[: slots[_MEASURED]]):
+            slots[_CERTAIN] = 1
+            slots[_PHASE] = 2
+            slots[_CLOSED_NS] = time.monotonic_ns()
 
     def _hopeless(self) -> str:
         slots = self._slots

@@ -11,6 +11,10 @@ COUNTED_WORDS = (8, 64, 512, 2048)
 """Between these, and beyond them, tokens grow with words in line."""
 
 
+TEXT_FORMATS = ("openai", "sharegpt", "text")
+"""Datasets whose rows say what to ask; those of others may say only how long it is."""
+
+
 def prompt_key(load: Load) -> Hashable:
     """Cells of equal keys make prompts by the same scale."""
     content = load.content
@@ -24,7 +28,7 @@ async def find_scale(ask: Asker, load: Load) -> Scale:
     if not content.prompt_lengths and not content.dataset:
         fit = await ask.fit_prompt(load.prompt_tokens, content)
         return Scale(((fit.words, load.prompt_tokens),))
-    if content.dataset and not has_lengths_only(content.format):
+    if content.format in TEXT_FORMATS:
         return Scale()
     counts: list[tuple[int, int]] = []
     for words in COUNTED_WORDS:
@@ -40,8 +44,3 @@ async def find_scale(ask: Asker, load: Load) -> Scale:
         if tokens > 2 * load.prompt_tokens and len(counts) > 1 and not content.dataset:
             break
     return Scale(tuple(counts))
-
-
-def has_lengths_only(format_: str) -> bool:
-    """Whether the rows of a dataset say how long a prompt is, and not what it says."""
-    return format_ in ("mooncake", "burstgpt", "azure")

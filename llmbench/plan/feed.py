@@ -15,6 +15,9 @@ from llmbench.plan.lengths import Length, draws, read_length, read_seconds
 from llmbench.plan.scale import Scale
 from llmbench.records import TRACE, Load, Message, Sample
 
+BLOCK_TOKENS = 512
+"""The size of the blocks that Mooncake's traces name."""
+
 
 class Ask(Struct, frozen=True):
     """One turn: what is said beyond what was said before, and how long the reply may be."""
@@ -49,6 +52,7 @@ class Feed:
         self._output_length = read_length(content.output_lengths or str(load.output_tokens))
         self._think = read_seconds(content.think_time) if content.think_time else None
         self._rows: Rows | None = None
+        self._first_pass: Rows | None = None
         self._samples: Iterator[Sample] = iter(())
         self._next = 0
 
@@ -65,11 +69,12 @@ class Feed:
     @property
     def skipped(self) -> str:
         """How many rows were passed over and why the first was, where any were."""
-        if self._rows is None or not self._rows.skipped_count:
+        rows = self._first_pass or self._rows
+        if rows is None or not rows.skipped_count:
             return ""
-        first = self._rows.skipped[0]
-        rows = "row was" if self._rows.skipped_count == 1 else "rows were"
-        return f"{self._rows.skipped_count} {rows} skipped, such as line {first.line}: {first.why}"
+        first, count = rows.skipped[0], rows.skipped_count
+        were = "row was" if count == 1 else "rows were"
+        return f"{count} {were} skipped, such as {first.unit} {first.line}: {first.why}"
 
     # ── synthetic ────────────────────────────────────────────────────────────────────────────────
 
@@ -84,8 +89,12 @@ class Feed:
         return Session(asks, self._pauses_s(number, len(asks)))
 
     def _prompt(self, number: int, tokens: int, blocks: Sequence[int] = ()) -> str:
-        words = self._scale.words(tokens)
-        return prompts.prompt(self._salt, self._cell, number, words, self._content, blocks)
+        words, block_words = self._scale.words(tokens), 0
+        if blocks:
+            block_words = self._scale.words(2 * BLOCK_TOKENS) - self._scale.words(BLOCK_TOKENS)
+        return prompts.prompt(
+            self._salt, self._cell, number, words, self._content, blocks, block_words
+        )
 
     def _output_tokens(self, number: int, turn: int) -> int:
         return self._draw(self._output_length, number, f"output {turn}")
@@ -111,6 +120,7 @@ class Feed:
             if sample is None:
                 if self._next and self._load.rate == TRACE:
                     return None
+                self._first_pass = self._first_pass or self._rows
                 self._rows = open_dataset(
                     self._content.dataset,
                     self._content.format,

@@ -18,6 +18,7 @@ PLAIN = Content()
 DEFAULT_TEXT = PLAIN.text
 AGREEMENT_TOKENS = 32
 _GROUPS = 4
+_GROUPS_OF_64_BITS = 7
 _TURNS_A_MATTER = 6  # lines of voice.txt that are about one matter
 _FIRST_GUESS_WORDS = 200  # enough to learn how words become tokens, and cheap to ask
 _MOST_WORDS_PER_TOKEN = 4
@@ -29,8 +30,8 @@ def nonce(salt: str, cell: int, number: int) -> str:
     return _groups(int.from_bytes(digest))
 
 
-def _groups(number: int) -> str:
-    return " ".join(f"{number // 1000**group % 1000:03}" for group in range(_GROUPS))
+def _groups(number: int, count: int = _GROUPS) -> str:
+    return " ".join(f"{number // 1000**group % 1000:03}" for group in range(count))
 
 
 def prompt(
@@ -40,15 +41,17 @@ def prompt(
     words: int,
     content: Content = PLAIN,
     blocks: Sequence[int] = (),
+    block_words: int = 0,
 ) -> str:
     """The prompt of session ``number``: a nonce and ``words`` words of the content's text.
 
     Without prefixes to share the nonce comes first and is the session's own. With a warm cache all
     sessions have the same; with a shared prefix one nonce of the cell stands before it and the
-    session's own behind. ``blocks`` are ids of parts of equal length, equal ids being equal text.
+    session's own behind. ``blocks`` are ids of parts of ``block_words`` words each (the last has
+    what is left), equal ids being equal text.
     """
     if blocks:
-        return f"{nonce(salt, cell, 0)} {_of_blocks(words, content.text, blocks)}"
+        return f"{nonce(salt, cell, 0)} {_of_blocks(words, content.text, blocks, block_words)}"
     if content.cache == "warm":
         return f"{nonce(salt, cell, 0)} {passage(words, content.text)}"
     own = nonce(salt, cell, number + 1)
@@ -59,14 +62,17 @@ def prompt(
     return f"{nonce(salt, cell, 0)} {passage(shared, content.text)} {own} {rest}"
 
 
-def _of_blocks(words: int, text: str, blocks: Sequence[int]) -> str:
-    """``words`` words in as many parts as there are ``blocks``. The first words of a part make room
-    for a tag made of its id: parts differ, and have the length that the text has there."""
-    size = -(-words // len(blocks))
+def _of_blocks(words: int, text: str, blocks: Sequence[int], size: int) -> str:
+    """``words`` words in as many parts as there are ``blocks``, the last one of what is left. The
+    first words of a part make room for a tag made of its id: parts differ, and have the length that
+    the text has there."""
     parts = []
     for place, block in enumerate(blocks):
-        first, last = place * size, min((place + 1) * size, words)
-        parts += [_groups(block), passage(last - first - _GROUPS, text, first + _GROUPS)]
+        first = min(place * size, words)
+        last = words if place == len(blocks) - 1 else min(first + size, words)
+        tag = _groups(block, _GROUPS if block < 1000**_GROUPS else _GROUPS_OF_64_BITS)
+        used = len(tag.split())
+        parts += [tag, passage(last - first - used, text, first + used)]
     return " ".join(part for part in parts if part)
 
 

@@ -24,13 +24,16 @@ def schedule(load: Load, feed: Feed, part: int = 0, parts: int = 1) -> Iterator[
 
     It has no end, unless the times are a trace's: the load is kept on while replies are awaited.
     """
+    opened_s = 0.0
     times = _traced(load, feed) if _is_trace(load) else _drawn(load)
     for number, (at_s, session) in enumerate(times):
+        if number == load.warmup:
+            opened_s = at_s
         if number % parts == part:
             said = session or feed.session(number)
             if said is None:
                 return
-            yield Due(number, round(at_s * 1e9), _phase(load, number, at_s), said)
+            yield Due(number, round(at_s * 1e9), _phase(load, number, at_s - opened_s), said)
 
 
 def measured_sessions(load: Load) -> int:
@@ -44,11 +47,12 @@ def _is_trace(load: Load) -> bool:
     return load.rate == TRACE
 
 
-def _phase(load: Load, number: int, at_s: float) -> Phase:
+def _phase(load: Load, number: int, age_s: float) -> Phase:
+    """The phase of a session that is due ``age_s`` after the first measured one."""
     if number < load.warmup:
         return "warmup"
     if _is_trace(load) and load.duration_s is not None:
-        return "measured" if at_s < load.duration_s else "cooldown"
+        return "measured" if age_s < load.duration_s else "cooldown"
     return "measured" if number < load.warmup + measured_sessions(load) else "cooldown"
 
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from llmbench.errors import UserError
 from llmbench.measure.statistics import interval, quantile
+from llmbench.plan.lengths import shown
 
 LOOKS = 5
 _ERROR = 0.05
@@ -64,9 +65,10 @@ def read_until(text: str, where: str = "--until") -> Until:
     rule = _RULE.fullmatch(text.strip())
     if rule is None or (rule[2] or "p50") not in _QUANTILES:
         raise UserError(
-            f"{where} '{text}': write ci=5% (for TTFT p50), or ttft.p95=5%; of p50, p90, p95, p99"
+            f"{where} '{shown(text)}': write ci=5% (for TTFT p50), or ttft.p95=5%; of p50, p90, "
+            "p95, p99"
         )
     share = float(rule[3]) / 100
     if not 0 < share < 1:
-        raise UserError(f"{where} '{text}': the width must lie between 0% and 100%")
+        raise UserError(f"{where} '{shown(text)}': the width must lie between 0% and 100%")
     return Until(rule[2] or "p50", share)

@@ -1,5 +1,7 @@
 """What a sweep would do, before it does it."""
 
+import math
+
 import tabulate
 
 from llmbench.config import MOST_REQUESTS, Sweep
@@ -111,12 +113,14 @@ def _open_loop_s(load: Load) -> float:
     """How long the requests of an open loop take to arrive; a trace's are not known."""
     rate = read_rate(load.rate)
     if rate.mean is None:
-        return load.duration_s or 0.0
+        return load.duration_s or math.nan
     return load.warmup / rate.values[0] + (load.duration_s or load.requests / rate.mean)
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3.5 h``."""
+    """``45 s``, ``12 min``, ``3.5 h``; ``?`` where nobody knows."""
+    if math.isnan(seconds):
+        return "?"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
