@@ -69,7 +69,7 @@ def sweep(args: argparse.Namespace) -> int:
         if settings.calibrate and not run.interrupted:
             from llmbench.truth.calibrate import calibrate_cells
 
-            calibrate_cells(directory, run.cells, view)
+            calibrate_cells(directory, run.single_cells, view)
     finally:
         directory.save_summary(run.cells)
         _print_cells(directory.run, run.cells, settings.format, settings.baseline)
@@ -101,7 +101,7 @@ def report(args: argparse.Namespace) -> int:
     """Work out every figure again from what a run stored, and print the table."""
     from itertools import groupby
 
-    from llmbench.measure.cell import measure_cell, report_cells
+    from llmbench.measure.cell import measured, report_cells
     from llmbench.plan.grid import grid
     from llmbench.report.comparison import check_baseline
     from llmbench.store import RunDirectory
@@ -110,21 +110,16 @@ def report(args: argparse.Namespace) -> int:
     run = directory.run
     check_baseline([target.name for target in run.targets], args.baseline)
     facts = {each.cell: each for each in run.cells}
-    measured = {}
+    found = {}
     for number, traces in groupby(directory.traces(), key=lambda trace: trace.cell):
         if number in facts:
             target = run.targets[facts[number].target]
-            measured[number] = measure_cell(target, facts[number], traces)
+            found[number] = measured(target, facts[number], traces)
     ordered = [facts[number] for number in sorted(facts)]
-    cells = report_cells(
-        run.targets,
-        run.sweep.slo,
-        ordered,
-        [
-            measured.get(each.cell) or measure_cell(run.targets[each.target], each, ())
-            for each in ordered
-        ],
-    )
+    runs = [
+        found.get(each.cell) or measured(run.targets[each.target], each, ()) for each in ordered
+    ]
+    cells = report_cells(run.targets, run.sweep.slo, runs)
     if not cells:
         raise UserError(f"{args.run_dir}: no cell was finished")
     with suppress(OSError):  # a read-only run is still worth reading
@@ -137,8 +132,8 @@ def report(args: argparse.Namespace) -> int:
         baseline = run.sweep.baseline if args.baseline is None else args.baseline
         _print_cells(run, cells, args.format, baseline)
     planned = 0 if run.sweep.search else len(grid(run.sweep))
-    if len(cells) < planned:
-        print(f"llmbench: the run did not finish: {len(cells)} of {planned} cells", file=sys.stderr)
+    if len(runs) < planned:
+        print(f"llmbench: the run did not finish: {len(runs)} of {planned} cells", file=sys.stderr)
         return CELL_FAILED
     return _exit_code(cells)
 

@@ -93,6 +93,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     think_time: float | str = ""
     natural_stops: bool = False
     seed: Annotated[int, Meta(ge=0)] = 0
+    repeat: Annotated[int, Meta(ge=1, le=1000)] = 1
     timeout: Seconds = 300.0
     first_token_timeout: Seconds | None = None
     max_failures: int | str = ""

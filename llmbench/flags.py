@@ -110,6 +110,12 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
         "measure until TTFT is certain: ci=5%% (of p50), ttft.p95=10%%; --requests is the most",
         metavar="M=P%",
     )
+    flag(
+        "--repeat",
+        "run every cell N times, interleaved, and show how far the runs lie apart",
+        type=int,
+        metavar="N",
+    )
     flag("--warmup", "requests before each window (default: one a stream)", type=int, metavar="N")
     _open_loop_flags(flag)
     _content_flags(flag)

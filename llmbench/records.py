@@ -232,18 +232,21 @@ class CachedTokens(Struct, frozen=True):
 class CellFacts(Struct, frozen=True, kw_only=True):
     """What is known of a cell beside its requests: the plan, the server's answers, how it ended.
 
-    ``target`` is an index into the sweep's targets, ``stored`` how many requests were written
-    down. ``unmeasured`` says why there are no requests, ``stopped`` why there are fewer than
-    planned; both are empty for a cell that ran its course. ``remarks`` are what else its reader
-    should know, such as rows of a dataset that were passed over. ``memory_bytes`` is what the
-    engine's processes held when it ended; ``server_times`` are by stage and ``server_cached`` of
-    its prefix cache, from the server's metrics before and after.
+    Where cells are run several times, those of one ``row`` are repeats of each other, and
+    ``repeat`` counts them. ``target`` is an index into the sweep's targets, ``stored`` how many
+    requests were written down. ``unmeasured`` says why there are no requests, ``stopped`` why there
+    are fewer than planned; both are empty for a cell that ran its course. ``remarks`` are what else
+    its reader should know, such as rows of a dataset that were passed over. ``memory_bytes`` is
+    what the engine's processes held when it ended; ``server_times`` are by stage and
+    ``server_cached`` of its prefix cache, from the server's metrics before and after.
     """
 
     cell: int
     target: int
     client: str
     load: Load
+    row: int | None = None
+    repeat: int = 0
     engine: str = ""
     model: str = ""
     server: str = ""
@@ -439,6 +442,7 @@ class RequestMetrics(Struct, frozen=True, kw_only=True):
     phase: Phase
     index: int = 0
     turn: int = 0
+    run: int = 0
     sent_ns: int
     end_ns: int
     send_ns: int = 0
@@ -561,6 +565,15 @@ class Turn(Struct, kw_only=True):
     cached_share: float | None = None
 
 
+class Repeats(Struct, kw_only=True):
+    """The runs that a row is made of, in order: how far they lie apart."""
+
+    runs: int
+    ttft_p50_ms: list[float | None]
+    itl_p50_ms: list[float | None]
+    otps: list[float | None]
+
+
 class LengthBin(Struct, kw_only=True):
     """The requests of a cell whose replies had a length within ``output_tokens``."""
 
@@ -642,6 +655,7 @@ class Cell(Struct, kw_only=True):
     cached_share_source: str | None = None
     turns: list[Turn] | None = None
     tpot_by_length: list[LengthBin] | None = None
+    repeats: Repeats | None = None
     ruler: Ruler = field(default_factory=Ruler)
     verdict: Verdict = "valid"
     reasons: list[str] = field(default_factory=list)

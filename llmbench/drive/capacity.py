@@ -3,11 +3,11 @@
 from msgspec.structs import replace
 
 from llmbench.drive.reach import Reached
-from llmbench.drive.scales import find_scale
 from llmbench.drive.sweep import SweepRun
 from llmbench.errors import Unmeasurable
 from llmbench.measure.capacity import probe
 from llmbench.measure.slo import limits_ms
+from llmbench.plan.scale import Scale
 from llmbench.plan.search import Search
 from llmbench.records import CellFacts, Load
 
@@ -16,25 +16,18 @@ class CapacityRun(SweepRun):
     """A search for each target, length, cache and client of its sweep. The sweep's own loads are
     the most that is tried, so that an engine that is started has room for it."""
 
-    async def _measure_length(self, reached: Reached, plans: list[CellFacts]) -> None:
-        for plan in plans:
-            try:
-                scale = await find_scale(reached.ask, plan.load)
-            except Unmeasurable as problem:
-                self._skip([reached.facts(plan)], reached.target, problem)
-                continue
-            search = Search(self._sweep.least, _most(plan.load), whole=not plan.load.rate)
-            while (load := search.next()) is not None:
-                facts = replace(plan, cell=len(self._measured), load=self._at(plan.load, load))
-                facts = _reseeded(facts, len(search.probes))
-                await self._measure_cell(reached, reached.facts(facts), scale)
-                if self.interrupted:
-                    return
-                found = probe(self.cells[-1], limits_ms(self._sweep.slo))
-                search.add(found)
-                self._view.say(
-                    f"{found.load:g}: {found.fate}" + ("" if found.sure else ", within doubt")
-                )
+    async def _measure_plan(
+        self, reached: Reached, plan: CellFacts, scales: dict[object, Scale | Unmeasurable]
+    ) -> None:
+        search = Search(self._sweep.least, _most(plan.load), whole=not plan.load.rate)
+        while (load := search.next()) is not None and not self.interrupted:
+            facts = replace(plan, cell=len(self._measured), load=self._at(plan.load, load))
+            await super()._measure_plan(reached, _reseeded(facts, len(search.probes)), scales)
+            found = probe(self.cells[-1], limits_ms(self._sweep.slo))
+            search.add(found)
+            self._view.say(
+                f"{found.load:g}: {found.fate}" + ("" if found.sure else ", within doubt")
+            )
 
     def _at(self, most: Load, load: float) -> Load:
         """``most`` with as much ``load`` in its place, and the requests that go with it."""

@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import signal
 from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from functools import partial
 from itertools import groupby
 from typing import Protocol
@@ -21,8 +22,8 @@ from llmbench.drive.scrape import scrape
 from llmbench.drive.workers import Workers, how_many
 from llmbench.errors import Unmeasurable
 from llmbench.host import raise_file_limit
-from llmbench.measure.cell import measure_cell, report_cells
-from llmbench.plan.grid import grid
+from llmbench.measure.cell import Measured, measured, report_cells
+from llmbench.plan.grid import all_served, grid
 from llmbench.plan.prompts import AGREEMENT_TOKENS, agreement_prompts
 from llmbench.plan.scale import Scale
 from llmbench.records import Cell, CellFacts, Health, Load, Target, Trace
@@ -97,13 +98,23 @@ class SweepRun:
         self._running: Runner | None = None
         self._task: asyncio.Task[None] | None = None
         self.interrupted = False
-        self._measured: list[Cell] = []
+        self._measured: list[Measured] = []
 
     @property
     def cells(self) -> list[Cell]:
         """The rows so far, with their verdicts."""
         run = self._directory.run
-        return report_cells(run.targets, run.sweep.slo, run.cells, self._measured)
+        return report_cells(run.targets, run.sweep.slo, self._with_facts())
+
+    @property
+    def single_cells(self) -> list[Cell]:
+        """The cells so far, one for each that was run."""
+        return [each.cell for each in self._measured]
+
+    def _with_facts(self) -> list[Measured]:
+        """What was measured, with what has become known of it since (a calibration)."""
+        pairs = zip(self._measured, self._directory.run.cells, strict=True)
+        return [each._replace(facts=facts) for each, facts in pairs]
 
     def run(self) -> None:
         """Run every cell; Ctrl-C ends the run in good order. Raises ``UserError``."""
@@ -135,45 +146,66 @@ class SweepRun:
         self.interrupted = True
 
     async def _measure_targets(self) -> None:
-        targets = self._directory.run.targets
-        for number, plans in groupby(grid(self._sweep), key=lambda plan: plan.target):
-            await self._measure_target(number, targets[number], list(plans))
+        """Run the cells: target by target, or with all targets reached at once where their repeats
+        take turns."""
+        plans = grid(self._sweep)
+        if self._sweep.repeat > 1 and all_served(self._sweep):
+            await self._measure_group(plans)
+            return
+        for _, its in groupby(plans, key=lambda plan: plan.target):
+            await self._measure_group(list(its))
             if self.interrupted:
                 return
 
-    async def _measure_target(self, number: int, target: Target, plans: list[CellFacts]) -> None:
-        loads = [plan.load for plan in plans]
+    async def _measure_group(self, plans: list[CellFacts]) -> None:
+        """Reach the targets of ``plans``, and run these in their order."""
+        async with AsyncExitStack() as stack:
+            reached = {}
+            for number in dict.fromkeys(plan.target for plan in plans):
+                its = [plan for plan in plans if plan.target == number]
+                try:
+                    reached[number] = await self._reach(stack, number, its)
+                except Unmeasurable as problem:
+                    self._skip(its, self._directory.run.targets[number], problem)
+            scales: dict[object, Scale | Unmeasurable] = {}
+            for plan in plans:
+                if plan.target in reached and not self.interrupted:
+                    await self._measure_plan(reached[plan.target], plan, scales)
+
+    async def _reach(self, stack: AsyncExitStack, number: int, plans: list[CellFacts]) -> Reached:
+        target = self._directory.run.targets[number]
         if target.engine:
             self._view.say(f"starting {target.name}")
-        try:
-            async with reach(
-                target,
-                loads,
-                salt=self._salt,
-                timeout_s=self._sweep.timeout,
-                folder=self._directory.path,
-                progress=self._view.live,
-            ) as reached:
-                self._directory.run.targets[number] = await self._with_agreement(reached)
-                for _, same in groupby(plans, key=lambda plan: prompt_key(plan.load)):
-                    await self._measure_length(reached, list(same))
-                    if self.interrupted:
-                        return
-        except Unmeasurable as problem:
-            self._skip(plans, target, problem)
+        reaching = reach(
+            target,
+            [plan.load for plan in plans],
+            salt=self._salt,
+            timeout_s=self._sweep.timeout,
+            folder=self._directory.path,
+            progress=self._view.live,
+        )
+        reached = await stack.enter_async_context(reaching)
+        self._directory.run.targets[number] = await self._with_agreement(reached)
+        return reached
 
-    async def _measure_length(self, reached: Reached, plans: list[CellFacts]) -> None:
-        """Run the cells whose prompts are made alike."""
-        load = plans[0].load
-        try:
-            scale = await find_scale(reached.ask, load)
-        except Unmeasurable as problem:
-            self._skip([reached.facts(plan) for plan in plans], reached.target, problem)
+    async def _measure_plan(
+        self, reached: Reached, plan: CellFacts, scales: dict[object, Scale | Unmeasurable]
+    ) -> None:
+        """Run one cell; ``scales`` keeps what was found out of the prompts of those before it."""
+        key = (plan.target, prompt_key(plan.load))
+        if key not in scales:
+            try:
+                scales[key] = await find_scale(reached.ask, plan.load)
+            except Unmeasurable as problem:
+                scales[key] = problem
+        scale = scales[key]
+        if isinstance(scale, Unmeasurable):
+            self._skip([reached.facts(plan)], reached.target, scale)
             return
-        for plan in plans:
+        try:
             await self._measure_cell(reached, reached.facts(plan), scale)
-            if self.interrupted:
-                return
+        except Unmeasurable as problem:
+            self._skip([reached.facts(plan)], reached.target, problem)
 
     async def _with_agreement(self, reached: Reached) -> Target:
         """The target with its greedy replies to the fixed prompts, where they are wanted."""
@@ -252,7 +284,7 @@ class SweepRun:
         self, facts: CellFacts, target: Target, traces: Callable[[], Iterable[Trace]]
     ) -> None:
         self._directory.add_cell(facts, traces())
-        self._measured.append(measure_cell(target, facts, traces()))
+        self._measured.append(measured(target, facts, traces()))
         self._directory.save_summary(self.cells)
 
     def _skip(self, plans: list[CellFacts], target: Target, problem: Unmeasurable) -> None:

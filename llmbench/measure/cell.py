@@ -2,17 +2,19 @@
 
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from typing import NamedTuple
 
 from llmbench.apis import APIS
 from llmbench.measure.agreement import agreements
 from llmbench.measure.cost import cost
 from llmbench.measure.metrics import measure
+from llmbench.measure.repeats import pool
 from llmbench.measure.ruler import add_calibration
 from llmbench.measure.slo import limits_ms, objectives
 from llmbench.measure.summary import summarize
 from llmbench.measure.timeline import decode
 from llmbench.measure.verdict import judge
-from llmbench.records import Cell, CellFacts, Target, Trace
+from llmbench.records import Cell, CellFacts, RequestMetrics, Target, Trace
 
 
 def measure_cell(target: Target, facts: CellFacts, traces: Iterable[Trace]) -> Cell:
@@ -26,22 +28,61 @@ def measure_cell(target: Target, facts: CellFacts, traces: Iterable[Trace]) -> C
     )
 
 
+class Measured(NamedTuple):
+    """One cell as it was run: what is known of it, its figures without a verdict, and the requests
+    behind them where they are to be pooled with those of other repeats."""
+
+    facts: CellFacts
+    cell: Cell
+    requests: list[RequestMetrics]
+
+
+def measured(target: Target, facts: CellFacts, traces: Iterable[Trace]) -> Measured:
+    """``measure_cell``, with the requests kept where the cell is one of several repeats."""
+    if facts.row is None:
+        return Measured(facts, measure_cell(target, facts, traces), [])
+    decode_events = APIS[target.api].decode
+    requests = [measure(trace, decode(trace, decode_events)) for trace in traces]
+    return Measured(facts, summarize(target, facts, requests), requests)
+
+
 def report_cells(
-    targets: Sequence[Target],
-    slo: dict[str, str],
-    facts: Sequence[CellFacts],
-    measured: Sequence[Cell],
+    targets: Sequence[Target], slo: dict[str, str], runs: Sequence[Measured]
 ) -> list[Cell]:
-    """The rows of a run: its cells as ``measured``, judged, with what only the whole run tells."""
+    """The rows of a run: its cells, repeats of one pooled, judged, with what only the whole run
+    tells."""
     shares, limits = agreements(targets), limits_ms(slo)
+    rows: dict[int, list[Measured]] = {}
+    for run in runs:
+        row = run.facts.cell if run.facts.row is None else run.facts.row
+        rows.setdefault(row, []).append(run)
     cells = []
-    for unjudged, its in zip(measured, facts, strict=True):
-        cell, price = judged(unjudged, its), targets[its.target].price
-        cell.agreement = shares[its.target]
+    for _, its in sorted(rows.items()):
+        facts = its[0].facts
+        verdicts = [judged(run.cell, run.facts) for run in its]
+        cell = verdicts[0] if facts.row is None else pooled(targets[facts.target], its, verdicts)
+        price = targets[facts.target].price
+        cell.agreement = shares[facts.target]
         cell.slo = objectives(cell, limits) or None
         cell.cost = cost(cell, price) if price is not None else None
         cells.append(cell)
     return cells
+
+
+def pooled(target: Target, runs: Sequence[Measured], cells: Sequence[Cell]) -> Cell:
+    """The row of the repeats ``runs``, judged as ``cells``: of those that are valid, or of all and
+    INVALID where none is."""
+    pairs = list(zip(runs, cells, strict=True))
+    good = [(run, cell) for run, cell in pairs if cell.verdict != "invalid"]
+    row = pool(target, [(run.facts, cell, run.requests) for run, cell in good or pairs])
+    bad = [(run, cell) for run, cell in pairs if cell.verdict == "invalid"]
+    if not good:
+        row.verdict = "invalid"
+        row.reasons = list(dict.fromkeys(reason for _, cell in bad for reason in cell.reasons))
+        return row
+    for run, cell in bad:
+        row.notes.append(f"repeat {run.facts.repeat + 1} left out: {'; '.join(cell.reasons)}")
+    return row
 
 
 def judged(cell: Cell, facts: CellFacts) -> Cell:

@@ -62,21 +62,23 @@ def latency_block(
 
 def _block(cell: Cell, requests: Sequence[RequestMetrics], seconds: Floats, lost: int) -> Block:
     """Summarize one value of each good request of ``requests``, or of some of them."""
-    batches = _batches(cell, [each for each in requests if not each.failure])
+    clusters = _clusters(cell, [each for each in requests if not each.failure])
     return block(
         seconds * MS,
         lost=lost,
-        clusters=batches if batches is not None and len(batches) == len(seconds) else None,
+        clusters=clusters if clusters is not None and len(clusters) == len(seconds) else None,
     )
 
 
-def _batches(cell: Cell, good: Sequence[RequestMetrics]) -> Ints | None:
-    """The static batch of each request, where there are any: its requests share their fate, and
-    are worth little more than one sample."""
-    if cell.batch_size is None or not good:
-        return None
-    numbers = np.array([each.index // cell.batch_size for each in good])
-    return np.asarray(numbers - numbers.min(), dtype=np.int64)
+def _clusters(cell: Cell, good: Sequence[RequestMetrics]) -> Ints | None:
+    """What requests share their fate with others: the static batch of each, whose requests are
+    worth little more than one sample, or the run of each where there are several."""
+    runs = np.array([each.run for each in good], dtype=np.int64)
+    if cell.batch_size is None:
+        return runs if runs.any() else None
+    batches = np.array([each.index // cell.batch_size for each in good], dtype=np.int64)
+    _, numbers = np.unique(np.stack([runs, batches]), axis=1, return_inverse=True)
+    return np.asarray(numbers, dtype=np.int64)
 
 
 def _withhold_token_rates(cell: Cell, good: Sequence[RequestMetrics]) -> None:

@@ -33,18 +33,37 @@ def summarize(target: Target, facts: CellFacts, requests: Iterable[RequestMetric
     window (see ``rates.window_of``).
     """
     requests = list(requests)
-    cell = _empty_cell(target, facts)
+    cell = empty_cell(target, facts)
     if facts.stored is not None and len(requests) != facts.stored:
         cell.reasons.append(
             f"evidence is missing: {len(requests)} of {facts.stored} requests are there"
         )
-    if _is_constant(facts.load) and facts.load.batch_size is None:
-        requests = without_warmup(cell, requests, open_loop=bool(facts.load.rate))
+    requests = settled(cell, facts.load, requests)
     measured = [each for each in requests if each.phase == "measured"]
-    cell.requests = _count(measured)
     if measured:
         _add_figures(cell, facts, requests, measured)
     return cell
+
+
+def settled(cell: Cell, load: Load, requests: list[RequestMetrics]) -> list[RequestMetrics]:
+    """``requests``, with what is still warm-up no longer measured where the load is constant."""
+    if not _is_constant(load) or load.batch_size is not None:
+        return requests
+    return without_warmup(cell, requests, open_loop=bool(load.rate))
+
+
+def add_distributions(cell: Cell, facts: CellFacts, measured: Sequence[RequestMetrics]) -> None:
+    """What is pooled over the measured requests, of one run or of several."""
+    good = [each for each in measured if not each.failure]
+    cell.requests = _count(measured)
+    cell.ruler = from_evidence(good)
+    _lengths(cell, facts, good)
+    add_latencies(cell, measured)
+    _gaps(cell, good)
+    if facts.load.rate:
+        _lateness(cell, measured)
+    cell.turns = turns(measured, lambda its: latency_block(cell, its, "ttft_s")[0])
+    cell.tpot_by_length = tpot_by_length(good) if cell.tpot_ms is not None else None
 
 
 def _add_figures(
@@ -54,11 +73,8 @@ def _add_figures(
     measured: Sequence[RequestMetrics],
 ) -> None:
     load = facts.load
+    add_distributions(cell, facts, measured)
     good = [each for each in measured if not each.failure]
-    cell.ruler = from_evidence(good)
-    _lengths(cell, facts, good)
-    add_latencies(cell, measured)
-    _gaps(cell, good)
     every_good = [each for each in requests if not each.failure]
     cut = sum(each.failure == "cancelled" for each in requests)
     if told := stages(every_good, facts, cut):
@@ -66,12 +82,12 @@ def _add_figures(
     window = window_of(measured, open_loop=bool(load.rate))
     add_rates(cell, requests, window)
     if load.rate:
-        _arrivals(cell, measured)
+        arrivals = due_ns(measured)
+        span_s = (max(arrivals) - min(arrivals)) / 1e9
+        cell.arrivals_per_s = (len(arrivals) - 1) / span_s if span_s > 0 else None
         add_growth(cell, requests, window, constant=_is_constant(load))
     if _is_constant(load):
         add_drift(cell, good)
-    cell.turns = turns(measured, lambda its: latency_block(cell, its, "ttft_s")[0])
-    cell.tpot_by_length = tpot_by_length(good) if cell.tpot_ms is not None else None
 
 
 def _is_constant(load: Load) -> bool:
@@ -79,7 +95,7 @@ def _is_constant(load: Load) -> bool:
     return not load.rate or read_rate(load.rate).kind == "constant"
 
 
-def _empty_cell(target: Target, facts: CellFacts) -> Cell:
+def empty_cell(target: Target, facts: CellFacts) -> Cell:
     provenance, load = target.provenance or Provenance(), facts.load
     content = load.content
     sizes = [file.bytes for file in provenance.files]
@@ -132,11 +148,8 @@ def _count(measured: Sequence[RequestMetrics]) -> Counts:
     )
 
 
-def _arrivals(cell: Cell, measured: Sequence[RequestMetrics]) -> None:
-    """How the requests of an open loop came: how many a second, and how late they were sent."""
-    arrivals = due_ns(measured)
-    span_s = (max(arrivals) - min(arrivals)) / 1e9
-    cell.arrivals_per_s = (len(arrivals) - 1) / span_s if span_s > 0 else None
+def _lateness(cell: Cell, measured: Sequence[RequestMetrics]) -> None:
+    """How late the requests of an open loop were sent."""
     queued_ms = np.array([each.queued_ns / 1e6 for each in measured])
     late_ms = np.array([each.late_s * MS for each in measured])
     cell.dispatch_lag_ms = census(late_ms - queued_ms)

@@ -1,0 +1,89 @@
+"""Several runs of one cell → one row: raw figures pooled, with the spread between the runs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from msgspec.structs import replace
+
+from llmbench.measure.ruler import add_calibration
+from llmbench.measure.summary import add_distributions, empty_cell, settled
+from llmbench.records import Cell, CellFacts, Repeats, RequestMetrics, Target
+
+Run = tuple[CellFacts, Cell, Sequence[RequestMetrics]]
+"""A run of the cell: its facts, its own figures as judged, and its requests."""
+
+
+def pool(target: Target, runs: Sequence[Run]) -> Cell:
+    """The row of ``runs``. Distributions are over the requests of all; those of one run have
+    something in common, so an interval takes each run for a cluster (Kish, *Survey Sampling*,
+    §8.2). Rates are of all windows together: what came over the sum of their lengths."""
+    facts, first, _ = runs[0]
+    row = empty_cell(target, facts)
+    kept = [
+        replace(each, run=number)
+        for number, (its, _, requests) in enumerate(runs)
+        for each in settled(empty_cell(target, its), its.load, list(requests))
+        if each.phase == "measured"
+    ]
+    add_distributions(row, facts, kept)
+    cells = [cell for _, cell, _ in runs]
+    _add_rates(row, cells)
+    for its, _, _ in runs:
+        if its.calibration is not None and row.requests.ok:
+            add_calibration(row.ruler, its.calibration)
+    row.verdict = "partial" if any(cell.verdict == "partial" for cell in cells) else "valid"
+    row.stages_ms, row.stages_source = first.stages_ms, first.stages_source
+    row.settled = None if None in [c.settled for c in cells] else all(c.settled for c in cells)
+    row.cache = first.cache
+    row.repeats = spread(cells)
+    told = [*_shared_notes(cells), _told(row.repeats)]
+    row.notes = [note for note in dict.fromkeys([*row.notes, *told]) if note]
+    return row
+
+
+def _shared_notes(cells: Sequence[Cell]) -> list[str]:
+    """What is said of the runs, each line once, with how many it is true of; what makes a run
+    INVALID is told elsewhere."""
+    said = [[*cell.notes, *(cell.reasons if cell.verdict == "partial" else ())] for cell in cells]
+    lines = []
+    for note in dict.fromkeys(note for notes in said for note in notes):
+        count = sum(note in notes for notes in said)
+        lines.append(note if count == len(said) else f"{note} ({count} of {len(said)} repeats)")
+    return lines
+
+
+def _add_rates(row: Cell, cells: Sequence[Cell]) -> None:
+    windows = np.array([cell.window_s or 0.0 for cell in cells])
+    row.window_s = float(windows.sum()) or None
+    row.warmup_removed = sum(cell.warmup_removed for cell in cells)
+    for name in ("otps", "requests_per_s", "chars_per_s", "in_flight", "arrivals_per_s"):
+        values = [getattr(cell, name) for cell in cells]
+        if row.window_s and None not in values:
+            setattr(row, name, float(np.dot(values, windows) / row.window_s))
+
+
+def spread(cells: Sequence[Cell]) -> Repeats:
+    """The medians and the rate of each run, in the order in which they were run."""
+    return Repeats(
+        runs=len(cells),
+        ttft_p50_ms=[cell.ttft_ms.p50 if cell.ttft_ms else None for cell in cells],
+        itl_p50_ms=[cell.itl_ms.p50 if cell.itl_ms else None for cell in cells],
+        otps=[cell.otps for cell in cells],
+    )
+
+
+def _told(repeats: Repeats) -> str:
+    """One line on how far the runs were apart."""
+    parts = []
+    for name, values in (
+        ("TTFT p50", repeats.ttft_p50_ms),
+        ("ITL p50", repeats.itl_p50_ms),
+        ("tok/s", repeats.otps),
+    ):
+        known = [each for each in values if each is not None]
+        if len(known) > 1:
+            mean = float(np.mean(known))
+            share = float(np.std(known, ddof=1)) / mean if mean else 0.0
+            unit = "" if name == "tok/s" else " ms"
+            parts.append(f"{name} {min(known):.4g}–{max(known):.4g}{unit} (CV {share:.1%})")
+    return f"{repeats.runs} repeats: {', '.join(parts)}" if parts else ""
