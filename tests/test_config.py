@@ -70,6 +70,7 @@ def test_every_default() -> None:
         "think_time": "",
         "natural_stops": False,
         "seed": 0,
+        "repeat": 1,
         "timeout": 300.0,
         "first_token_timeout": None,
         "max_failures": "",
@@ -155,6 +156,7 @@ turns = 3
 think_time = "500ms"
 natural_stops = true
 seed = 7
+repeat = 3
 timeout = 2
 max_failures = "20%"
 workers = "auto"
@@ -203,6 +205,7 @@ def test_every_key_of_a_file(toml: Any) -> None:
         think_time="500ms",
         natural_stops=True,
         seed=7,
+        repeat=3,
         timeout=2.0,
         max_failures="20%",
         workers="auto",

@@ -1,6 +1,18 @@
-"""What inference costs: by the token as a price list says, or by the hour of the hardware."""
+"""What inference costs: by the token as a price list says, or by the hour of the hardware.
 
-from llmbench.records import Cell, Cost, Price
+Hosted: every attempt is paid for, by the tokens that the server counted, failed ones too where they
+say; only requests that are good by the objectives count as bought. Self-hosted: the hour is paid
+for, whatever goes through. Nothing here knows a price: see ``prices``.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from llmbench.measure.goodput import Goodput
+from llmbench.prices import ListedPrice
+from llmbench.records import Cell, Cost, Price, RequestMetrics
 
 PER_MILLION = 1e6
 SECONDS_PER_HOUR = 3600
@@ -28,3 +40,151 @@ def cost(cell: Cell, price: Price) -> Cost | None:
             (tokens_in - cached) * price.input + cached * cached_price + output.p50 * price.output
         ) / PER_MILLION
     return Cost(1e3 * request, request / output.p50 * PER_MILLION)
+
+
+class Billed(Struct, frozen=True, kw_only=True):
+    """The tokens of all measured attempts, as the server counted them; ``uncounted`` attempts had
+    no count, and may have been billed for all that."""
+
+    attempts: int = 0
+    uncounted: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+def billed(measured: Iterable[RequestMetrics]) -> Billed:
+    """What a hosted API bills for ``measured`` requests, whatever became of them."""
+    attempts = uncounted = prompt = cached = output = 0
+    for each in measured:
+        attempts += 1
+        if each.prompt_tokens is None:
+            uncounted += 1
+            continue
+        prompt += each.prompt_tokens
+        cached += min(each.cached_tokens or 0, each.prompt_tokens)
+        output += each.tokens
+    return Billed(
+        attempts=attempts,
+        uncounted=uncounted,
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        output_tokens=output,
+    )
+
+
+class Paid(Struct, frozen=True, kw_only=True):
+    """What a cell costs by a listed price: for a thousand good requests, for a million output
+    tokens of good requests, in the currency of the price."""
+
+    per_1k_requests: float
+    per_1m_output_tokens: float
+
+
+def paid(price: ListedPrice, good: Goodput, spent: Billed) -> Paid | None:
+    """What good requests cost. ``None`` where none was good, or nobody counted the tokens."""
+    if not good.good or not good.tokens:
+        return None
+    if price.hosted:
+        if spent.uncounted == spent.attempts:
+            return None
+        total = hosted_total(price, spent)
+        return Paid(
+            per_1k_requests=1e3 * total / good.good,
+            per_1m_output_tokens=PER_MILLION * total / good.tokens,
+        )
+    if not good.per_s or not good.tokens_per_s:
+        return None
+    per_second = price.hourly / SECONDS_PER_HOUR / (price.utilisation or 1.0)
+    return Paid(
+        per_1k_requests=1e3 * per_second / good.per_s,
+        per_1m_output_tokens=PER_MILLION * per_second / good.tokens_per_s,
+    )
+
+
+def hosted_total(price: ListedPrice, spent: Billed) -> float:
+    """Σ[(prompt − cached)·input + cached·cached + completion·output] over all attempts."""
+    input_price = price.input or 0.0
+    cached_price = input_price if price.cached is None else price.cached
+    fresh = spent.prompt_tokens - spent.cached_tokens
+    return (
+        fresh * input_price
+        + spent.cached_tokens * cached_price
+        + spent.output_tokens * (price.output or 0.0)
+    ) / PER_MILLION
+
+
+# ---- the break-even
+
+
+class Costed(NamedTuple):
+    """A cell with its price and what follows from it; ``None`` where that is not known."""
+
+    cell: Cell
+    price: ListedPrice | None
+    goodput: Goodput | None
+    billed: Billed
+    paid: Paid | None
+
+
+def costed(cell: Cell, price: ListedPrice | None, good: Goodput | None, spent: Billed) -> Costed:
+    """One row of the cost table. An invalid cell costs nobody knows what."""
+    if price is None or good is None or cell.verdict == "invalid":
+        return Costed(cell, price, good, spent, None)
+    return Costed(cell, price, good, spent, paid(price, good, spent))
+
+
+class BreakEven(NamedTuple):
+    """From ``load_per_s`` good requests a second on, the self-hosted target is the cheaper one, if
+    it can carry them: it was measured to carry ``capacity_per_s``."""
+
+    hosted: Costed
+    self_hosted: Costed
+    load_per_s: float
+    capacity_per_s: float
+
+    @property
+    def reachable(self) -> bool:
+        return self.load_per_s <= self.capacity_per_s
+
+
+def break_evens(rows: Sequence[Costed]) -> list[BreakEven]:
+    """Each hosted target against each self-hosted one, at the lengths and the currency that both
+    have: the hosted one where it is cheapest, the other where it carries most."""
+    cheapest: dict[tuple[str, int, int, str], Costed] = {}
+    strongest: dict[tuple[str, int, int, str], Costed] = {}
+    for row in rows:
+        if row.price is None or row.paid is None:
+            continue
+        cell = row.cell
+        key = (cell.target, cell.prompt_tokens, cell.output_tokens, row.price.currency)
+        best = cheapest if row.price.hosted else strongest
+        if key not in best or _rank(row) < _rank(best[key]):
+            best[key] = row
+    return [
+        even
+        for (_, *at), hosted in cheapest.items()
+        for (_, *its), own in strongest.items()
+        if at == its and (even := break_even(hosted, own)) is not None
+    ]
+
+
+def break_even(hosted: Costed, own: Costed) -> BreakEven | None:
+    """The load at which the hourly price of ``own`` is what as many requests cost ``hosted``:
+    hour · GPUs ÷ (3600 · cost of a request). ``None`` where that is free or nothing went through.
+    """
+    if not (own.price and hosted.paid and hosted.paid.per_1k_requests):
+        return None
+    if own.goodput is None or not own.goodput.per_s:
+        return None
+    load = own.price.hourly / SECONDS_PER_HOUR / (hosted.paid.per_1k_requests / 1e3)
+    return BreakEven(hosted, own, load, own.goodput.per_s)
+
+
+def _rank(row: Costed) -> float:
+    """The less, the better."""
+    assert row.price is not None
+    assert row.paid is not None
+    if row.price.hosted:
+        return row.paid.per_1k_requests
+    return -((row.goodput.per_s if row.goodput else None) or 0.0)

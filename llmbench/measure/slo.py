@@ -1,14 +1,59 @@
 """Latency objectives: ``ttft.p95=500ms`` against what a cell measured."""
 
 import re
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
 
 from llmbench.errors import UserError
 from llmbench.records import Block, Cell, Objective
+from llmbench.targets import suggestion
 
 METRICS = ("ttfr", "ttft", "ttfat", "itl", "icl", "tpot", "e2e")
 STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
 _UNITS_MS = {"ms": 1.0, "s": 1000.0}
+
+
+class Preset(Struct, frozen=True, forbid_unknown_fields=True):
+    """Objectives that have a name, and where they come from (``configs/slo.toml``)."""
+
+    source: str
+    limits: dict[str, str]
+
+
+@cache
+def presets() -> dict[str, Preset]:
+    """The presets by name."""
+    package = Path(__file__).parents[1]
+    for path in (package / "slo.toml", package.parent / "configs" / "slo.toml"):
+        if path.is_file():  # of a wheel, of a checkout
+            return msgspec.convert(tomllib.loads(path.read_text("utf-8")), dict[str, Preset])
+    raise FileNotFoundError("configs/slo.toml is missing from this installation")
+
+
+def read_slo(given: str | Mapping[str, str], where: str = "--slo") -> dict[str, str]:
+    """The objectives of ``voice``, of ``ttft.p95=500ms,tpot.p99=50ms``, or of both: what comes
+    later wins. A table is taken as it is. Raises ``UserError`` for what is neither."""
+    if not isinstance(given, str):
+        return dict(given)
+    objectives: dict[str, str] = {}
+    for word in (part.strip() for part in given.split(",")):
+        name, equals, limit = (part.strip() for part in word.partition("="))
+        if equals:
+            objectives[name] = limit
+        elif name in presets():
+            objectives |= presets()[name].limits
+        else:
+            raise UserError(
+                f"{where}: '{name}' is no preset{suggestion(name, list(presets()))}; or write "
+                "objectives, as in ttft.p95=500ms,tpot.p99=50ms"
+            )
+    return objectives
 
 
 def limits_ms(slo: dict[str, str], where: str = "slo") -> dict[str, float]:
