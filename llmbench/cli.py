@@ -138,6 +138,13 @@ def report(args: argparse.Namespace) -> int:
     return _exit_code(cells)
 
 
+def budget(args: argparse.Namespace) -> int:
+    """Say whether spoken turns keep within their budget, and for how many users."""
+    from llmbench import budget
+
+    return budget.run(args)
+
+
 def calibrate(args: argparse.Namespace) -> int:
     """Measure a server with known send times, and print how far off the ruler is."""
     from llmbench.report.calibration import render_calibration
@@ -179,6 +186,7 @@ COMMANDS = {
     "sweep": sweep,
     "capacity": capacity,
     "report": report,
+    "budget": budget,
     "calibrate": calibrate,
     "truth-server": truth_server,
     "models": models,

@@ -25,8 +25,8 @@ def parser(commands: Mapping[str, Run], command: str) -> argparse.ArgumentParser
     top = _Parser(
         prog="llmbench",
         description="The ruler for LLM token latency.",
-        epilog="exit codes: 0 good; 2 wrong usage; 3 nothing could be measured; "
-        "4 a cell is invalid or had failures; 130 interrupted",
+        epilog="exit codes: 0 good; 1 a gate that you set has failed; 2 wrong usage; 3 nothing "
+        "could be measured; 4 a cell is invalid or had failures; 130 interrupted",
     )
     top.add_argument("--version", action="version", version=f"llmbench {__version__}")
     below = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -291,6 +291,12 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stages", action="store_true", help="show where the time goes instead")
 
 
+def _budget_flags(parser: argparse.ArgumentParser) -> None:
+    from llmbench import budget
+
+    budget.add_flags(parser)
+
+
 def _truth_server_flags(parser: argparse.ArgumentParser) -> None:
     from llmbench.truth import flags
 
@@ -308,6 +314,7 @@ _FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "sweep": _sweep_flags,
     "capacity": _capacity_flags,
     "report": _report_flags,
+    "budget": _budget_flags,
     "calibrate": _calibrate_flags,
     "truth-server": _truth_server_flags,
     "models": _models_flags,
