@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from test_summary import INF, cell_of, facts_of, request
 
 from llmbench.measure import statistics
+from llmbench.measure.blocks import bounded_block
 from llmbench.measure.survival import Sample, product_limit, quantile
 
 NONE = np.empty(0)
@@ -166,3 +167,17 @@ def test_without_a_cut_nothing_changes() -> None:
     assert cell.ttft_ms is not None
     assert cell.ttft_ms.p50 == pytest.approx(20)
     assert cell.ttft_ms.ci95["p50"] == pytest.approx((14, 27))  # the sign test's, n = 40
+
+
+# ---- where more came than was answered
+
+
+def test_under_a_growing_load_only_what_is_certain_is_told() -> None:
+    """Sixty waited 10 ms, forty were cut off after 5: however long those took, the median is 10,
+    but the p90 may be anything from there on."""
+    told, beyond = bounded_block(Sample(np.full(60, 10.0), np.full(40, 5.0)))
+    assert (told.p50, told.p90) == (10.0, None)
+    assert beyond == "p90 is at least 10"
+    told, beyond = bounded_block(Sample(np.full(90, 10.0), np.full(10, 15.0)))
+    assert (told.p50, told.p90, told.p95) == (10.0, 10.0, None)
+    assert beyond == "p95 is at least 15"

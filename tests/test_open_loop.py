@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from conftest import Answer, Asked, Llmbench, ThreadedServer, peak
 
 from llmbench.apis.dialect import DIALECTS
@@ -120,6 +121,41 @@ async def test_a_cap_makes_requests_wait_and_the_wait_counts(truth: Truth, tmp_p
     for trace in waited:
         assert trace.due_ns is not None
         assert trace.sent_ns - trace.due_ns >= trace.queued_ns
+
+
+async def test_what_is_due_and_finds_no_place_is_kept_as_never_sent(
+    truth: Truth, tmp_path: Path
+) -> None:
+    server = truth(ttft_ms=200)
+    load = load_of("50", requests=40, concurrency=2, warmup=0, arrivals="constant", grace_s=0.2)
+    ran = await run(server.url, tmp_path, load)
+    assert len(ran.measured) == 40
+    never = [trace for trace in ran.measured if trace.detail.startswith("never sent")]
+    assert len(never) > 20
+    over_ns = max(trace.sent_ns + trace.end_ns for trace in ran.measured)
+    for trace in never:
+        assert trace.error == "cancelled"
+        assert trace.due_ns is not None
+        assert trace.queued_ns == pytest.approx(over_ns - trace.due_ns, abs=50_000_000)
+
+
+async def test_conversations_of_an_open_loop_are_measured_to_their_last_turn(
+    truth: Truth, tmp_path: Path
+) -> None:
+    content = Content(turns=3, think_time="0.05")
+    load = load_of("50", requests=12, warmup=4, content=content)
+    ran = await run(truth(ttft_ms=20).url, tmp_path, load)
+    assert Counter(trace.turn for trace in ran.measured) == {0: 12, 1: 12, 2: 12}
+    assert {trace.session for trace in ran.measured} == set(range(4, 16))
+
+
+async def test_a_conversation_that_fails_ends_and_nobody_waits_for_it(
+    truth: Truth, tmp_path: Path
+) -> None:
+    content = Content(turns=5, think_time="0.01")
+    load = load_of("50", requests=8, warmup=0, content=content)
+    ran = await run(truth(error_at=2).url, tmp_path, load)
+    assert Counter(trace.turn for trace in ran.measured) == {0: 8}
 
 
 async def test_a_window_by_time(truth: Truth, tmp_path: Path) -> None:

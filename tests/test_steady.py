@@ -224,7 +224,7 @@ def test_an_open_loop_that_is_too_much() -> None:
     assert cell.ttft_drift is not None
     told = "in flight grew from 26.4 to 176 during the window"
     assert note == (
-        f"not steady: {told}: the server keeps up with 49.9 requests/s, not 100; latencies depend "
+        f"not steady: {told}: 49.9 a second were answered, 100 came; latencies depend "
         "on how long the window is"
     )
     assert cell.verdict == "valid"

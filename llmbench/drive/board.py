@@ -91,9 +91,10 @@ class Board:
 
     # ── an open loop says what it does ───────────────────────────────────────────────────────────
 
-    def send(self, phase: Phase) -> Ticket | None:
-        """A request of ``phase`` goes out now; ``None`` when the cell is over. One that was to be
-        measured is not any more when the window has closed."""
+    def send(self, phase: Phase, turns: int = 1) -> Ticket | None:
+        """A session of ``phase`` with so many ``turns`` is to begin: its first request, or ``None``
+        when the cell is over. One that was to be measured is not any more when the figures are
+        certain enough."""
         with self._lock:
             slots = self._slots
             if slots[_OVER]:
@@ -102,7 +103,22 @@ class Board:
                 phase = "cooldown"
             if phase == "measured":
                 slots[_PHASE] = 1
+            slots[_TICKETS] += (turns - 1) * (phase == "measured")
             return self._ticket(phase)
+
+    def go_on(self, phase: Phase) -> Ticket | None:
+        """The request of a later turn, which was counted with its session's first."""
+        with self._lock:
+            if self._slots[_OVER]:
+                return None
+            self._slots[_TICKETS] -= phase == "measured"
+            return self._ticket(phase)
+
+    def forfeit(self, phase: Phase, turns: int) -> None:
+        """So many turns of a session will never be: it has failed."""
+        with self._lock:
+            self._slots[_TICKETS] -= turns * (phase == "measured")
+            self._advance()
 
     def close_window(self) -> None:
         """This process has sent the last of its measured requests."""

@@ -64,4 +64,6 @@ class ClosedLoop(Loop):
                 await asyncio.sleep(PAUSE_AFTER_FAILURE_S)
                 return
             if turn + 1 < len(session.asks):
-                said = [*said, *ask.messages, self._script.reply(trace)]
+                if (reply := self._script.reply(trace)) is None:
+                    return
+                said = [*said, *ask.messages, reply]

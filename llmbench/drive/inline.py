@@ -49,7 +49,9 @@ class Inline:
     @property
     def remarks(self) -> list[str]:
         """What the cell's reader should know beside that."""
-        return [each for each in (self.board.remark, self._job.feed.skipped) if each]
+        return [
+            each for each in (self.board.remark, self._job.feed.skipped, self._loop.remark) if each
+        ]
 
     async def run(self) -> Health:
         try:

@@ -93,9 +93,10 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
             due_ns=due_ns,
         )
 
-    def reply(self, trace: Trace) -> Message:
-        """The model's answer, to be said back to it in the next turn."""
-        return Message("assistant", reply_text(trace.body, self._api.decode))
+    def reply(self, trace: Trace) -> Message | None:
+        """The model's answer, to be said back to it in the next turn; ``None`` where it failed."""
+        text = reply_text(trace.body, self._api.decode)
+        return None if text is None else Message("assistant", text)
 
     def first_token_s(self, trace: Trace) -> float | None:
         """When the first token came, where the figure is watched while the cell runs."""

@@ -1,16 +1,18 @@
 """Send each request when it is due, whatever became of those before: users come on their own clock.
 
-Due times are absolute. The task of a request encodes it, waits for its time, starts the next one's
-task, which runs after it, and sends. The last millisecond of the wait blocks the process: the
-selector would round it up, and the kernel stamps what arrives meanwhile. Nothing is skipped: what
-is late goes out at once, and its latency counts from when it was due.
+Due times are absolute. Requests are encoded ahead of theirs, so that several that are due at once
+go out one right after the other. The last millisecond of a wait blocks the process: the selector
+would round it up, and the kernel stamps what arrives meanwhile. Nothing is skipped: what is late
+goes out at once, what finds no free place waits for one, and its latency counts from its due time.
 """
 
 import asyncio
 import time
 from collections import deque
 from collections.abc import Iterator
+from itertools import chain, pairwise
 from time import monotonic_ns
+from typing import NamedTuple
 
 from llmbench.drive.board import Board
 from llmbench.drive.client import Client
@@ -28,6 +30,19 @@ LEAD_NS = 200_000_000
 
 SPARE = 8
 """Connections are opened ahead, so that so many are idle at any time."""
+
+AHEAD_NS = 1_000_000_000
+MOST_AHEAD = 64
+"""How far ahead of their times requests are encoded, and how many at most."""
+
+
+class Ready(NamedTuple):
+    """A session whose first request is encoded. ``last`` is the last that is measured."""
+
+    due: Due
+    due_ns: int
+    call: Call
+    last: bool
 
 
 class OpenLoop(Loop):
@@ -47,58 +62,121 @@ class OpenLoop(Loop):
         start_ns: int | None = None,
     ) -> None:
         super().__init__(load, client, script, spool, board)
-        self._schedule = schedule
+        self._schedule = pairwise(chain(schedule, (None,)))
         self._start_ns = monotonic_ns() + LEAD_NS if start_ns is None else start_ns
         self._slots = asyncio.Semaphore(load.concurrency) if load.concurrency else None
         self._idle: deque[int] = deque()
         self._streams = self._opening = 0
         self._window_open = True
+        self._under_way = 0
+
+    @property
+    def remark(self) -> str:
+        """How many conversations had turns to come when the cell was over."""
+        if self.load.content.turns == 1 or not self._under_way:
+            return ""
+        return (
+            f"{self._under_way} conversations were cut short when the cell was over: later turns "
+            "are under-represented; raise --grace"
+        )
 
     def begin(self) -> None:
         self._open_ahead()
-        self.start(self._next())
+        self.start(self._dispatch())
 
-    async def _next(self) -> None:
-        """The session that is due next."""
-        due = next(self._schedule, None)
-        if self._window_open and (due is None or due.phase == "cooldown"):
-            self._window_open = False
-            self.board.close_window()
-        if due is not None:
-            await self._session(due)
+    async def _dispatch(self) -> None:
+        """Start each session at its time."""
+        ready: deque[Ready] = deque()
+        more = True
+        while more or ready:
+            while more and self._may_prepare(ready):
+                if (prepared := self._prepare()) is None:
+                    more = False
+                else:
+                    ready.append(prepared)
+            if not ready:
+                break
+            self._client.expect(ready[0].due_ns)
+            await until(ready[0].due_ns)
+            while ready and ready[0].due_ns <= monotonic_ns():
+                self._begin_session(ready.popleft())
+            await asyncio.sleep(0)  # what was started is sent now
+        if self._window_open:
+            self._close_window()
 
-    async def _session(self, due: Due) -> None:
-        """One session, from its arrival to the end of its last turn."""
+    def _may_prepare(self, ready: deque[Ready]) -> bool:
+        """Whether there is time: nothing is due soon, and what is ready is not far ahead."""
+        if not ready:
+            return True
+        now_ns = monotonic_ns()
+        near, far = ready[0].due_ns - now_ns, ready[-1].due_ns - now_ns
+        return near > BLOCK_NS and far < AHEAD_NS and len(ready) < MOST_AHEAD
+
+    def _prepare(self) -> Ready | None:
+        """The next session of the schedule, with its first request encoded."""
+        due, after = next(self._schedule, (None, None))
+        if due is None or (ticket := self.board.send(due.phase, len(due.session.asks))) is None:
+            return None
         due_ns = self._start_ns + due.at_ns
-        said: list[Message] = []
-        for turn, ask in enumerate(due.session.asks):
-            ticket = self.board.take() if turn else self.board.send(due.phase)
+        call = self._script.make_call(
+            ticket, self._stream(), due.session.asks[0], session=due.number, due_ns=due_ns
+        )
+        last = due.phase == "measured" and (after is None or after.phase != "measured")
+        return Ready(due, due_ns, call, last)
+
+    def _begin_session(self, ready: Ready) -> None:
+        self.start(self._session(ready.due, ready.call))
+        if ready.last:
+            self._close_window()
+
+    def _close_window(self) -> None:
+        self._window_open = False
+        self.board.close_window()
+
+    async def _session(self, due: Due, call: Call) -> None:
+        """One session, from its arrival to the end of its last turn."""
+        self._under_way += call.phase == "measured"
+        await self._turns(due, call)
+        self._under_way -= call.phase == "measured"
+
+    async def _turns(self, due: Due, call: Call) -> None:
+        asks, said = due.session.asks, list[Message]()
+        for turn, ask in enumerate(asks, start=1):
+            trace = await self._exchange(call)
+            if turn == len(asks):
+                return
+            reply = None if trace is None else self._script.reply(trace)
+            if reply is None:
+                self.board.forfeit(call.phase, len(asks) - turn)
+                return
+            said = [*said, *ask.messages, reply]
+            due_ns = monotonic_ns() + int(due.session.pauses_s[turn - 1] * 1e9)
+            ticket = self.board.go_on(call.phase)
             if ticket is None:
                 return
             call = self._script.make_call(
-                ticket, self._stream(), ask, said, session=due.number, turn=turn, due_ns=due_ns
+                ticket,
+                self._stream(),
+                asks[turn],
+                said,
+                session=due.number,
+                turn=turn,
+                due_ns=due_ns,
             )
-            if turn:
-                await until(due_ns)
-            else:
-                self._client.expect(due_ns)
-                await until(due_ns)
-                self.start(self._next())
-            trace = await self._exchange(call, due_ns)
-            if trace is None or turn + 1 == len(due.session.asks):
-                return
-            said = [*said, *ask.messages, self._script.reply(trace)]
-            due_ns = monotonic_ns() + int(due.session.pauses_s[turn] * 1e9)
+            await until(due_ns)
 
-    async def _exchange(self, call: Call, due_ns: int) -> Trace | None:
+    async def _exchange(self, call: Call) -> Trace | None:
         """Send ``call`` as soon as it may go; its trace, or ``None`` where it failed."""
-        queued_ns = 0
+        due_ns, queued_ns = call.due_ns or 0, 0
         if self._slots is not None:
-            if self._slots.locked():
+            waits = self._slots.locked()
+            try:
                 await self._slots.acquire()
-                queued_ns = monotonic_ns() - due_ns
-            else:
-                await self._slots.acquire()
+            except asyncio.CancelledError:  # the cell is over, and it was never sent
+                now_ns = monotonic_ns()
+                self.keep(call, never_sent(call, now_ns - self._zero_ns), now_ns - due_ns)
+                return None
+            queued_ns = monotonic_ns() - due_ns if waits else 0
         try:
             trace = await self._client.exchange(call)
         finally:
@@ -141,3 +219,18 @@ async def until(due_ns: int) -> None:
         time.sleep((left_ns - SPIN_NS) / 1e9)  # noqa: ASYNC251 - the process belongs to this request now
     while monotonic_ns() < due_ns:
         pass
+
+
+def never_sent(call: Call, at_ns: int) -> Trace:
+    """The trace of a request that was due, and still waited for a place when the cell was over."""
+    return Trace(
+        cell=call.cell,
+        index=call.index,
+        stream=call.stream,
+        phase=call.phase,
+        request_id=call.request_id,
+        sent_ns=at_ns,
+        end_ns=0,
+        error="cancelled",
+        detail="never sent: as many as may be were in flight",
+    )

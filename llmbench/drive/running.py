@@ -39,8 +39,8 @@ class Script(Protocol):
     ) -> Call:
         """Encode one request: ``ask`` after all that was ``said`` before in its session."""
 
-    def reply(self, trace: Trace) -> Message:
-        """The model's answer, to be said back to it in the next turn."""
+    def reply(self, trace: Trace) -> Message | None:
+        """The model's answer, to be said back to it in the next turn; ``None`` where it failed."""
 
     def first_token_s(self, trace: Trace) -> float | None:
         """When the first token came, where the figure is watched while the cell runs."""
@@ -65,6 +65,11 @@ class Loop:
         self._zero_ns = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._problem: BaseException | None = None
+
+    @property
+    def remark(self) -> str:
+        """What the cell's reader should know of how its requests were sent, where anything."""
+        return ""
 
     def begin(self) -> None:
         """Start the tasks that run the requests."""

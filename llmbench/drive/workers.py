@@ -51,6 +51,7 @@ class Outcome(Struct):
     health: Health | None = None
     stopped: str = ""
     skipped: str = ""
+    remark: str = ""
     broke: str = ""
 
 
@@ -93,6 +94,7 @@ class Workers:
             raise OSError(0, broke[0])
         self.stopped = self.stopped or next((each.stopped for each in outcomes if each.stopped), "")
         remarks = [self.board.remark, *(each.skipped for each in outcomes)]
+        remarks += [each.remark for each in outcomes]
         self.remarks = [each for each in dict.fromkeys(remarks) if each]
         return _sum([outcome.health for outcome in outcomes if outcome.health is not None])
 
@@ -179,7 +181,12 @@ async def _run(job: Job, board: Board, pipe: Connection, file: Path, zero_ns: in
         clock.close()
     write_traces(file, job.traces(client, spool))
     spool.close()
-    return Outcome(health=health, stopped=running.stopped, skipped=job.feed.skipped)
+    return Outcome(
+        health=health,
+        stopped=running.stopped,
+        skipped=job.feed.skipped,
+        remark=running.remark,
+    )
 
 
 async def _until(there: Callable[[], bool]) -> None:

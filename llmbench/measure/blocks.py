@@ -78,6 +78,28 @@ def censored_block(sample: Sample) -> tuple[Block, str]:
     return result, beyond
 
 
+def bounded_block(sample: Sample) -> tuple[Block, str]:
+    """``censored_block`` where what was cut off says nothing of what was not: under a load that
+    grows the latest wait longest and are watched least, which Kaplan and Meier's estimate takes for
+    being fast. A quantile is told only if it is the same however much longer the cut ones took;
+    else the second value says what the first such one is at least."""
+    result, beyond = _of_known(sample.known, sample.n), ""
+    never = np.full(sample.lost, np.inf)
+    soonest = np.sort(np.concatenate((sample.known, sample.censored, never)))
+    latest = np.sort(np.concatenate((sample.known, np.full(len(sample.censored), np.inf), never)))
+    for name, p in QUANTILES.items():
+        least, most = stats.quantile(soonest, p), stats.quantile(latest, p)
+        bounds = [stats.interval(each, p, sample.n / sample.unit) for each in (soonest, latest)]
+        if bounds[0] is None or bounds[1] is None:
+            continue
+        if least == most:
+            setattr(result, name, least)
+            result.ci95[name] = bounds[0][0], bounds[1][1]
+        else:
+            beyond = beyond or f"{name} is at least {least:.4g}"
+    return result, beyond
+
+
 def _of_known(values: Floats, n: int) -> Block:
     result = Block(n=n)
     if len(values):

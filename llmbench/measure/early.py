@@ -23,7 +23,9 @@ def first_token_ns(trace: Trace, decode_events: Decode) -> int | None:
     return None
 
 
-def reply_text(body: bytes, decode_events: Decode) -> str:
-    """The answer in a reply, without reasoning."""
+def reply_text(body: bytes, decode_events: Decode) -> str | None:
+    """The answer in a reply, without reasoning; ``None`` for one that says it has failed."""
     events = decode_events(sse.parse(body))
+    if any(event.kind & Kind.ERROR for event in events):
+        return None
     return "".join(event.text for event in events if event.kind & Kind.ANSWER)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmbench.measure import gaps as gap
-from llmbench.measure.blocks import MS, block, censored_block
+from llmbench.measure.blocks import MS, block, bounded_block, censored_block
 from llmbench.measure.statistics import Floats, Ints
 from llmbench.measure.survival import Sample
 from llmbench.records import Block, Cell, RequestMetrics
@@ -54,6 +54,9 @@ def latency_block(
     if not censored:
         return _block(cell, requests, np.array(known), lost), ""
     sample = Sample(np.array(known) * MS, np.array(censored) * MS, lost, cell.batch_size or 1)
+    if cell.settled is False:
+        told, beyond = bounded_block(sample)
+        return told, beyond and f"{beyond} ms: more came than was answered until the cut"
     told, beyond = censored_block(sample)
     if not beyond:
         return told, ""

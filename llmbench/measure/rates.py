@@ -36,9 +36,12 @@ def due_ns(requests: Sequence[RequestMetrics]) -> list[int]:
     ]
 
 
-def add_rates(cell: Cell, requests: Sequence[RequestMetrics], window: Window) -> None:
-    """The rates of ``cell``. A request counts by the share of its time that lies inside, so that a
-    short window is not at the mercy of which replies just made it."""
+def add_rates(
+    cell: Cell, requests: Sequence[RequestMetrics], window: Window, *, open_loop: bool
+) -> None:
+    """The rates of ``cell``. In a closed loop a request counts by the share of its time that lies
+    inside, so that a short window is not at the mercy of which replies just made it; in an open
+    loop, where replies may wait for ever longer, it counts if its end does."""
     start_ns, stop_ns = window
     residence_s = [
         (each.end_ns - each.sent_ns) / 1e9
@@ -48,10 +51,12 @@ def add_rates(cell: Cell, requests: Sequence[RequestMetrics], window: Window) ->
     if stop_ns <= start_ns or not residence_s:
         return
     tokens = chars = done = busy_s = 0.0
+    ended_inside = 0
     for each in requests:
         inside_s = max(min(each.end_ns, stop_ns) - max(each.sent_ns, start_ns), 0) / 1e9
         busy_s += inside_s
         complete = not each.failure
+        ended_inside += complete and start_ns <= each.end_ns <= stop_ns
         if complete:
             done += inside_s / max((each.end_ns - each.sent_ns) / 1e9, 1e-9)
         elif each.failure == "cancelled":  # cut off when the cell was over: as the others
@@ -64,7 +69,8 @@ def add_rates(cell: Cell, requests: Sequence[RequestMetrics], window: Window) ->
     cell.window_s = window.seconds
     cell.otps = tokens / window.seconds if cell.token_source != "chunks" else None
     cell.chars_per_s = chars / window.seconds
-    cell.requests_per_s = done / window.seconds
+    # Requests that outlast an open loop's window have no share of it that could be told.
+    cell.requests_per_s = (ended_inside if open_loop else done) / window.seconds
     cell.in_flight = busy_s / window.seconds
 
 
@@ -99,12 +105,11 @@ def add_growth(
     cell.in_flight_growth = quarters[-1] / quarters[0] if quarters[0] > 0 else None
     if not constant or not grows(quarters):
         return
-    done = sum(
-        not each.failure and window.start_ns <= each.end_ns <= window.stop_ns for each in requests
-    )
     cell.settled = False
+    came = ""
+    if cell.requests_per_s and not any(each.turn for each in requests):
+        came = f": {cell.requests_per_s:.3g} a second were answered, {cell.request_rate:.3g} came"
     cell.notes.append(
         f"not steady: in flight grew from {quarters[0]:.3g} to {quarters[-1]:.3g} during the "
-        f"window: the server keeps up with {done / window.seconds:.3g} requests/s, not "
-        f"{cell.request_rate:.3g}; latencies depend on how long the window is"
+        f"window{came}; latencies depend on how long the window is"
     )

@@ -61,7 +61,7 @@ def add_distributions(cell: Cell, facts: CellFacts, measured: Sequence[RequestMe
     add_latencies(cell, measured)
     _gaps(cell, good)
     if facts.load.rate:
-        _lateness(cell, measured)
+        _lateness(cell, [each for each in measured if each.failure in ("", "cancelled")])
     cell.turns = turns(measured, lambda its: latency_block(cell, its, "ttft_s")[0])
     cell.tpot_by_length = tpot_by_length(good) if cell.tpot_ms is not None else None
 
@@ -73,19 +73,20 @@ def _add_figures(
     measured: Sequence[RequestMetrics],
 ) -> None:
     load = facts.load
-    add_distributions(cell, facts, measured)
-    good = [each for each in measured if not each.failure]
-    every_good = [each for each in requests if not each.failure]
-    cut = sum(each.failure == "cancelled" for each in requests)
-    if told := stages(every_good, facts, cut):
-        cell.stages_ms, cell.stages_source = told
     window = window_of(measured, open_loop=bool(load.rate))
-    add_rates(cell, requests, window)
+    good = [each for each in measured if not each.failure]
+    _lengths(cell, facts, good)
+    add_rates(cell, requests, window, open_loop=bool(load.rate))
     if load.rate:
         arrivals = due_ns(measured)
         span_s = (max(arrivals) - min(arrivals)) / 1e9
         cell.arrivals_per_s = (len(arrivals) - 1) / span_s if span_s > 0 else None
         add_growth(cell, requests, window, constant=_is_constant(load))
+    add_distributions(cell, facts, measured)
+    every_good = [each for each in requests if not each.failure]
+    cut = sum(each.failure == "cancelled" for each in requests)
+    if told := stages(every_good, facts, cut):
+        cell.stages_ms, cell.stages_source = told
     if _is_constant(load):
         add_drift(cell, good)
 

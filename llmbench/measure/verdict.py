@@ -20,8 +20,10 @@ DELAYED_ACKS = 0.1
 
 LATE_MS = 1.0
 LATE_SHARE = 0.05
-"""An open loop whose requests go out later than this (p99), or than this share of TTFT p50 where
-that is more, is not the load that was asked for."""
+FEWEST_FOR_P99 = 300
+"""An open loop whose requests go out later than this, or than this share of TTFT p50 where that is
+more, is not the load that was asked for: by the p99 of the lag, or where that is one hiccup or two,
+by its p95."""
 
 LEAST_LATE_MS = 5.0
 """Reads that come more than a gap (or this, if it is longer) after the data swallow events and hold
@@ -70,13 +72,15 @@ def _saturated(cell: Cell) -> str:
 
 def _sent_late(cell: Cell) -> str:
     """The client was too late to be the arrivals that were asked for."""
-    late_ms = cell.dispatch_lag_ms.p99 if cell.dispatch_lag_ms else None
-    ttft_ms = cell.ttft_ms.p50 if cell.ttft_ms else None
-    share_ms = LATE_SHARE * ttft_ms if ttft_ms is not None and math.isfinite(ttft_ms) else 0.0
+    lag, ttft = cell.dispatch_lag_ms, cell.ttft_ms
+    name = "p99" if lag is not None and lag.n >= FEWEST_FOR_P99 else "p95"
+    late_ms = getattr(lag, name, None)
+    typical_ms = (ttft.p50 if ttft.p50 is not None else ttft.mean) if ttft is not None else None
+    share_ms = LATE_SHARE * typical_ms if typical_ms and math.isfinite(typical_ms) else 0.0
     if late_ms is None or late_ms <= max(LATE_MS, share_ms):
         return ""
     return (
-        f"the client sent late: dispatch lag p99 {late_ms:.1f} ms; use --workers or a second "
+        f"the client sent late: dispatch lag {name} {late_ms:.1f} ms; use --workers or a second "
         "machine"
     )
 
