@@ -10,6 +10,7 @@ from llmbench.plan.arrivals import read_arrivals, read_rate
 from llmbench.plan.lengths import read_length, read_lengths, read_seconds, shown
 from llmbench.plan.prompts import texts
 from llmbench.plan.until import read_until
+from llmbench.records import TEXT_FORMATS
 from llmbench.targets import IN_PROCESS, suggestion
 
 if TYPE_CHECKING:
@@ -54,10 +55,7 @@ def _lengths(sweep: "Sweep", place: Place) -> None:
         raise UserError(f"{place(key)}: the replies of a static batch have one length")
     if sweep.text not in (known := texts()):
         meant = suggestion(sweep.text, known)
-        raise UserError(
-            f"{place('text')}: no text is called '{shown(sweep.text)}'{meant}; there are "
-            f"{', '.join(known)}"
-        )
+        raise UserError(f"{place('text')}: no text is called '{shown(sweep.text)}'{meant}")
 
 
 def _rates(sweep: "Sweep", place: Place) -> None:
@@ -68,6 +66,8 @@ def _rates(sweep: "Sweep", place: Place) -> None:
     traced = _is_traced(sweep)
     if traced and sweep.until and not sweep.requests:
         raise UserError(f"{place('until')}: of a trace, give --requests: the most to measure")
+    if sweep.arrivals != "poisson" and all(rate.mean is None for rate in rates):
+        raise UserError(f"{place('arrivals')}: only a --request-rate in numbers has arrivals")
     if traced and not sweep.dataset:
         raise UserError(f"{place('request_rate')}: trace: name the trace with --dataset FILE")
     if sweep.speed != 1 and not traced:
@@ -84,7 +84,12 @@ def _is_traced(sweep: "Sweep") -> bool:
 
 def _stops(sweep: "Sweep", place: Place) -> None:
     if sweep.until:
-        read_until(sweep.until, place("until"))
+        until = read_until(sweep.until, place("until"))
+        if sweep.requests and sweep.requests < until.fewest:
+            raise UserError(
+                f"{place('requests')}: TTFT {until.quantile} needs {until.fewest} requests to have "
+                f"an interval at a look of {place('until')}"
+            )
     most = str(sweep.max_failures)
     share = re.fullmatch(r"(\d+(?:\.\d+)?)%", most)
     if most and not (re.fullmatch("[0-9]+", most) or (share and float(share[1]) <= 100)):
@@ -111,12 +116,18 @@ def _conversation(sweep: "Sweep", place: Place) -> None:
 
 
 def _dataset(sweep: "Sweep", place: Place) -> None:
+    if sweep.dataset and sweep.dataset_format in TEXT_FORMATS and sweep.shared_prefix:
+        raise UserError(f"{place('shared_prefix')}: the prompts of a dataset are what they are")
     for key in ("dataset_format", "dataset_columns", "skip_broken"):
         if getattr(sweep, key) and not sweep.dataset:
             raise UserError(f"{place(key)}: there is no --dataset that it could be about")
 
 
 def _clients(sweep: "Sweep", place: Place) -> None:
+    if sweep.first_token_timeout and sweep.first_token_timeout >= sweep.timeout:
+        raise UserError(
+            f"{place('first_token_timeout')}: must be less than the timeout, {sweep.timeout:g} s"
+        )
     if sweep.first_token_timeout and sweep.client != ["wire"]:
         raise UserError(f"{place('first_token_timeout')}: only the wire client has one")
     inside = [target.name for target in sweep.targets() if target.engine in IN_PROCESS]

@@ -102,24 +102,31 @@ def report(args: argparse.Namespace) -> int:
     from itertools import groupby
 
     from llmbench.measure.cell import measured, report_cells
+    from llmbench.measure.slo import limits_ms, read_slo
     from llmbench.plan.grid import grid
+    from llmbench.prices import price_of, read_prices
     from llmbench.report.comparison import check_baseline
     from llmbench.store import RunDirectory
 
     directory = RunDirectory.open(args.run_dir)
     run = directory.run
     check_baseline([target.name for target in run.targets], args.baseline)
+    if args.cost and args.prices is None:
+        raise UserError("--cost: give your prices too: --prices prices.toml (docs/cost.md)")
+    prices = [] if args.prices is None else read_prices(args.prices)
+    slo = run.sweep.slo if args.slo is None else read_slo(args.slo)
+    limits = limits_ms(slo, "--slo")
     facts = {each.cell: each for each in run.cells}
     found = {}
     for number, traces in groupby(directory.traces(), key=lambda trace: trace.cell):
         if number in facts:
             target = run.targets[facts[number].target]
-            found[number] = measured(target, facts[number], traces)
+            found[number] = measured(target, facts[number], traces, limits)
     ordered = [facts[number] for number in sorted(facts)]
     runs = [
         found.get(each.cell) or measured(run.targets[each.target], each, ()) for each in ordered
     ]
-    cells = report_cells(run.targets, run.sweep.slo, runs)
+    cells = report_cells(run.targets, slo, runs)
     if not cells:
         raise UserError(f"{args.run_dir}: no cell was finished")
     with suppress(OSError):  # a read-only run is still worth reading
@@ -128,6 +135,21 @@ def report(args: argparse.Namespace) -> int:
         from llmbench.report.stages import render_stages
 
         sys.stdout.write(render_stages(cells, args.format))
+    elif args.cost:
+        from llmbench.measure.cost import costed
+        from llmbench.records import Billed
+        from llmbench.report.cost import render_cost
+
+        rows = [
+            costed(
+                cell,
+                price_of(prices, cell.target, cell.model),
+                cell.goodput,
+                cell.billed or Billed(),
+            )
+            for cell in cells
+        ]
+        sys.stdout.write(render_cost(rows, args.format))
     else:
         baseline = run.sweep.baseline if args.baseline is None else args.baseline
         _print_cells(run, cells, args.format, baseline)
@@ -143,6 +165,20 @@ def budget(args: argparse.Namespace) -> int:
     from llmbench import budget
 
     return budget.run(args)
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write the requests or the figures of a run for other tools: Parquet, CSV, gauges, MLflow."""
+    from llmbench import export
+
+    return export.run(args)
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Say by how much stored runs differ, how sure that is, and whether a gate fails."""
+    from llmbench import compare
+
+    return compare.run(args)
 
 
 def calibrate(args: argparse.Namespace) -> int:
@@ -186,6 +222,8 @@ COMMANDS = {
     "sweep": sweep,
     "capacity": capacity,
     "report": report,
+    "export": export,
+    "compare": compare,
     "budget": budget,
     "calibrate": calibrate,
     "truth-server": truth_server,

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from llmbench.checks import check_load, dataset_format
 from llmbench.errors import UserError
-from llmbench.measure.slo import limits_ms
+from llmbench.measure.slo import limits_ms, read_slo
 from llmbench.plan.arrivals import Rate, read_arrivals, read_rate
 from llmbench.plan.lengths import Length, read_length, read_lengths, read_seconds
 from llmbench.plan.prompts import DEFAULT_TEXT
@@ -42,6 +42,13 @@ LISTED = (
     "cache",
 )
 """The keys that hold lists; one value alone will do."""
+
+CHOICES = {
+    "client": ("wire", "aiohttp", "openai"),
+    "cache": ("cold", "warm"),
+    "api": ("chat", "completions"),
+    "format": ("table", "markdown", "csv", "json"),
+}
 
 EXCLUSIVE = (
     ("requests", "duration"),
@@ -220,6 +227,8 @@ def load_sweep(flags: dict[str, Any], config: Path | None = None) -> Sweep:
         if one in flags or other in flags:
             settings = {key: settings[key] for key in settings if key not in (one, other)}
     settings |= flags
+    if isinstance(slo := settings.get("slo"), str):
+        settings["slo"] = read_slo(slo, _place("slo", flags, config))
     try:
         sweep = msgspec.convert(settings, Sweep)
     except msgspec.ValidationError as problem:
@@ -278,7 +287,7 @@ def _check_targets(sweep: Sweep, flags: dict[str, Any], config: Path | None) -> 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) else "it is not UTF-8 text"
         raise UserError(f"--config {path}: cannot be read: {reason}") from None
@@ -337,6 +346,7 @@ _WORDS = {
     "Expected `array`": "expected a list",
     "Expected `bool`": "expected true or false",
     "Invalid enum value": "unknown value",
+    "Expected `object`": "expected a table",
     "Expected `": "expected `",
 }
 
@@ -351,6 +361,8 @@ def _where(problem: str, flags: dict[str, Any], config: Path | None) -> str:
         words = f"unknown key '{unknown[1]}'{suggestion(unknown[1], TargetTable.__struct_fields__)}"
     for theirs, ours in _WORDS.items():
         words = words.replace(theirs, ours)
+    if words.startswith("unknown value") and key in CHOICES:
+        words += f"; there are {', '.join(CHOICES[key])}"
     place = _place(key, flags, config)
     item = f", item {int(item) + 1}" if item else ""
     return f"{place}{item}{f', {below}' if below else ''}: {words}"

@@ -56,7 +56,7 @@ def _capacity_flags(parser: argparse.ArgumentParser) -> None:
 
 def _sweep_flags(parser: argparse.ArgumentParser) -> None:
     """Only what the user gives is set; every default lives in the configuration."""
-    from llmbench.lists import counts, items, pairs, words
+    from llmbench.lists import counts, items, words
 
     def flag(name: str, text: str, **options: Any) -> None:
         parser.add_argument(name, default=argparse.SUPPRESS, help=text, **options)
@@ -156,8 +156,8 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
     )
     flag(
         "--slo",
-        "latency objectives, such as ttft.p95=500ms,itl.p99=50ms",
-        type=pairs,
+        "latency objectives, such as ttft.p95=500ms,itl.p99=50ms, or by name: voice, chat, … "
+        "(docs/cost.md)",
         metavar="M.P=T,…",
     )
     flag("--baseline", "show the other targets as ratios to this one", metavar="TARGET")
@@ -289,6 +289,19 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
         "--baseline", default=None, metavar="TARGET", help="show the others as ratios to this one"
     )
     parser.add_argument("--stages", action="store_true", help="show where the time goes instead")
+    parser.add_argument("--cost", action="store_true", help="show what good requests cost instead")
+    parser.add_argument(
+        "--prices", type=Path, default=None, metavar="FILE", help="your prices (docs/cost.md)"
+    )
+    parser.add_argument(
+        "--slo", default=None, metavar="M.P=T,…", help="other objectives than the run's, or a name"
+    )
+
+
+def _compare_flags(parser: argparse.ArgumentParser) -> None:
+    from llmbench import compare
+
+    compare.add_flags(parser)
 
 
 def _budget_flags(parser: argparse.ArgumentParser) -> None:
@@ -310,10 +323,18 @@ def _models_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_flags(parser)
 
 
+def _export_flags(parser: argparse.ArgumentParser) -> None:
+    from llmbench import export
+
+    export.add_flags(parser)
+
+
 _FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "sweep": _sweep_flags,
     "capacity": _capacity_flags,
     "report": _report_flags,
+    "export": _export_flags,
+    "compare": _compare_flags,
     "budget": _budget_flags,
     "calibrate": _calibrate_flags,
     "truth-server": _truth_server_flags,

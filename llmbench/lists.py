@@ -44,4 +44,6 @@ def pairs(text: str) -> dict[str, str]:
             raise argparse.ArgumentTypeError(
                 f"'{name}{equals}{value}' is not NAME=VALUE; write it like a=1,b=2"
             )
+    if len({name.strip() for name, _, _ in parts}) < len(parts):
+        raise argparse.ArgumentTypeError("a name stands there twice")
     return {name.strip(): value.strip() for name, _, value in parts}

@@ -26,6 +26,9 @@ Phase = Literal["warmup", "measured", "cooldown"]
 Stamps = Literal["kernel", "user", "engine"]
 Verdict = Literal["valid", "partial", "invalid"]
 
+TEXT_FORMATS = ("openai", "sharegpt", "text")
+"""Datasets whose rows say what to ask; those of others may say only how long it is."""
+
 TRACE = "trace"
 """The rate of a load whose requests are due when the rows of its dataset say."""
 
@@ -588,6 +591,37 @@ class Cost(Struct, frozen=True):
     per_1m_output_tokens: float
 
 
+class Goodput(Struct, frozen=True, kw_only=True):
+    """What became of the measured requests by the limits, in ms, on each: issued = good + bad +
+    unknown (cut off within the limits). Without limits every success is good.
+
+    ``share`` is good ÷ (good + bad), with its 95% interval; ``per_s`` are good requests a second
+    and ``tokens_per_s`` the output tokens of good requests a second, over the cell's window.
+    ``tokens`` is how many those requests had.
+    """
+
+    limits_ms: dict[str, float]
+    good: int
+    bad: int
+    unknown: int
+    tokens: int
+    share: float | None = None
+    ci95: tuple[float, float] | None = None
+    per_s: float | None = None
+    tokens_per_s: float | None = None
+
+
+class Billed(Struct, frozen=True, kw_only=True):
+    """The tokens of all measured attempts, as the server counted them; ``uncounted`` attempts had
+    no count, and may have been billed for all that."""
+
+    attempts: int = 0
+    uncounted: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
 class Cell(Struct, kw_only=True):
     """One row of the result: a target at one load. The JSON contract; keys are only ever added."""
 
@@ -640,6 +674,7 @@ class Cell(Struct, kw_only=True):
     stages_ms: dict[str, float] | None = None
     stages_source: str | None = None
     arrivals: str | None = None
+    rate: str | None = None
     ttft_from_sent_ms: Block | None = None
     e2e_from_sent_ms: Block | None = None
     dispatch_lag_ms: Block | None = None
@@ -649,6 +684,7 @@ class Cell(Struct, kw_only=True):
     settled: bool | None = None
     in_flight_growth: float | None = None
     text: str | None = None
+    dataset: str | None = None
     prompt_lengths: str | None = None
     output_lengths: str | None = None
     cache_asked: str | None = None
@@ -656,6 +692,8 @@ class Cell(Struct, kw_only=True):
     turns: list[Turn] | None = None
     tpot_by_length: list[LengthBin] | None = None
     repeats: Repeats | None = None
+    goodput: Goodput | None = None
+    billed: Billed | None = None
     ruler: Ruler = field(default_factory=Ruler)
     verdict: Verdict = "valid"
     reasons: list[str] = field(default_factory=list)

@@ -145,7 +145,7 @@ ca_file = "ca.pem"
 concurrency = [1, 4]
 prompt_tokens = [64, 512]
 output_tokens = 9
-requests = 5
+requests = 9
 until = "ci=5%"
 warmup = 0
 grace = 3
@@ -194,7 +194,7 @@ def test_every_key_of_a_file(toml: Any) -> None:
         concurrency=[1, 4],
         prompt_tokens=[64, 512],
         output_tokens=9,
-        requests=5,
+        requests=9,
         until="ci=5%",
         warmup=0,
         grace=3.0,

@@ -92,3 +92,11 @@ def test_no_cost_without_figures() -> None:
     assert cost(cell(measured_output_tokens=None), Price(output=1.0)) is None
     assert cost(cell(), Price(hour=1.0)) is None
     assert cost(cell(verdict="invalid"), Price(output=1.0)) is None
+
+
+def test_a_quantile_that_is_not_told_is_missed_if_a_lower_one_is() -> None:
+    its = cell(ttft_ms=Block(n=60, p50=700.0))
+    (told,) = objectives(its, {"ttft.p95": 500.0}).values()
+    assert (told.value_ms, told.met) == (None, False)
+    (told,) = objectives(its, {"ttft.p95": 800.0}).values()
+    assert told.met is None

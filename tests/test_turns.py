@@ -190,7 +190,7 @@ def test_what_the_requests_say() -> None:
             dataset="chat.jsonl", prompt_lengths="normal(9,1)", output_lengths="3", cache="warm"
         ),
     )
-    told = (cell.text, cell.prompt_lengths, cell.output_lengths, cell.cache_asked)
+    told = (cell.dataset, cell.prompt_lengths, cell.output_lengths, cell.cache_asked)
     assert told == ("chat.jsonl", "normal(9,1)", "3", "warm")
     assert cell_of([], facts_with(turns=2)).cache_asked == "session"
 

@@ -173,7 +173,7 @@ def test_any_samples_have_an_answer(samples: list[float], share: int) -> None:
 @pytest.mark.parametrize(
     ("rule", "samples", "looked", "certain", "words"),
     [
-        ("ci=5%", [0.2] * 72, 1, True, "TTFT p50 within ±5% reached at look 1 of 5: ±0.0% (99%)"),
+        ("ci=5%", [0.2] * 72, 1, True, "TTFT p50 within ±5% reached at look 1 of 5: ±0% (99%)"),
         (
             "ttft.p95=2.5%",
             [0.2] * 9,
@@ -186,7 +186,7 @@ def test_any_samples_have_an_answer(samples: list[float], share: int) -> None:
             [float(value) for value in range(1, 101)],
             5,
             False,
-            "TTFT p50 within ±10% not reached at look 5 of 5: ±28.0% (99%)",
+            "TTFT p50 within ±10% not reached at look 5 of 5: ±28% (99%)",
         ),
         ("ci=10%", [], 0, False, "TTFT p50 within ±10% not reached at look 0 of 5: no interval"),
     ],
@@ -241,7 +241,7 @@ def test_a_cell_ends_at_the_first_look_that_is_certain() -> None:
     # of 80: at 5, 10, 20, 40 and 80; eight equal samples would do, but nobody looks at eight
     board = Board(load_of(80, until="ci=5%"))
     assert measured_by(board, 0.2) == 10
-    assert board.remark == "TTFT p50 within ±5% reached at look 2 of 5: ±0.0% (99%) by 10 requests"
+    assert board.remark == "TTFT p50 within ±5% reached at look 2 of 5: ±0% (99%) by 10 requests"
 
 
 def test_a_cell_that_is_never_certain_runs_to_its_end() -> None:
@@ -294,7 +294,7 @@ def test_what_is_in_flight_when_it_is_certain_still_counts() -> None:
     board.ended("measured", False, 0.2)
     assert board.over
     assert board.measured == 12
-    assert board.remark.endswith("at look 2 of 5: ±0.0% (99%) by 12 requests")
+    assert board.remark.endswith("at look 2 of 5: ±0% (99%) by 12 requests")
 
 
 def test_an_open_loop_measures_no_more_once_it_is_certain() -> None:

@@ -5,14 +5,10 @@ from collections.abc import Hashable
 from llmbench.drive.reach import Asker
 from llmbench.errors import Unmeasurable
 from llmbench.plan.scale import Scale
-from llmbench.records import Load
+from llmbench.records import TEXT_FORMATS, Load
 
 COUNTED_WORDS = (8, 64, 512, 2048)
 """Between these, and beyond them, tokens grow with words in line."""
-
-
-TEXT_FORMATS = ("openai", "sharegpt", "text")
-"""Datasets whose rows say what to ask; those of others may say only how long it is."""
 
 
 def prompt_key(load: Load) -> Hashable:

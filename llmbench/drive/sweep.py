@@ -23,6 +23,7 @@ from llmbench.drive.workers import Workers, how_many
 from llmbench.errors import Unmeasurable
 from llmbench.host import raise_file_limit
 from llmbench.measure.cell import Measured, measured, report_cells
+from llmbench.measure.slo import limits_ms
 from llmbench.plan.grid import all_served, grid
 from llmbench.plan.prompts import AGREEMENT_TOKENS, agreement_prompts
 from llmbench.plan.scale import Scale
@@ -30,6 +31,7 @@ from llmbench.records import Cell, CellFacts, Health, Load, Target, Trace
 from llmbench.store import RunDirectory, StoreError
 
 REFRESH_S = 0.5
+COLD_S = 30.0
 
 
 class View(Protocol):
@@ -140,7 +142,7 @@ class SweepRun:
     def _interrupt(self) -> None:
         """End the running cell and keep what it has; the second time, just end."""
         if self._running is not None and not self.interrupted:
-            self._running.interrupt("interrupted: requests in flight count as never answered")
+            self._running.interrupt("interrupted")
         elif self._task is not None:
             self._task.cancel()
         self.interrupted = True
@@ -180,13 +182,19 @@ class SweepRun:
             target,
             [plan.load for plan in plans],
             salt=self._salt,
-            timeout_s=self._sweep.timeout,
+            timeout_s=self._probe_timeout_s,
             folder=self._directory.path,
             progress=self._view.live,
         )
         reached = await stack.enter_async_context(reaching)
         self._directory.run.targets[number] = await self._with_agreement(reached)
         return reached
+
+    @property
+    def _probe_timeout_s(self) -> float:
+        """How long an answer may take before anything is timed: the first one may be cold."""
+        first_s = self._sweep.first_token_timeout
+        return min(self._sweep.timeout, max(COLD_S, first_s) if first_s else self._sweep.timeout)
 
     async def _measure_plan(
         self, reached: Reached, plan: CellFacts, scales: dict[object, Scale | Unmeasurable]
@@ -284,7 +292,7 @@ class SweepRun:
         self, facts: CellFacts, target: Target, traces: Callable[[], Iterable[Trace]]
     ) -> None:
         self._directory.add_cell(facts, traces())
-        self._measured.append(measured(target, facts, traces()))
+        self._measured.append(measured(target, facts, traces(), limits_ms(self._sweep.slo)))
         self._directory.save_summary(self.cells)
 
     def _skip(self, plans: list[CellFacts], target: Target, problem: Unmeasurable) -> None:

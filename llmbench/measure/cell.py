@@ -1,6 +1,6 @@
 """Trace* → Cell: the whole right-hand side of the path, for one cell."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import NamedTuple
 
@@ -11,21 +11,25 @@ from llmbench.measure.metrics import measure
 from llmbench.measure.repeats import pool
 from llmbench.measure.ruler import add_calibration
 from llmbench.measure.slo import limits_ms, objectives
-from llmbench.measure.summary import summarize
+from llmbench.measure.summary import NO_LIMITS, summarize
 from llmbench.measure.timeline import decode
 from llmbench.measure.verdict import judge
 from llmbench.records import Cell, CellFacts, RequestMetrics, Target, Trace
 
 
-def measure_cell(target: Target, facts: CellFacts, traces: Iterable[Trace]) -> Cell:
+def measure_cell(
+    target: Target,
+    facts: CellFacts,
+    traces: Iterable[Trace],
+    limits_ms: Mapping[str, float] = NO_LIMITS,
+) -> Cell:
     """The figures of one cell from what is stored of it, without a verdict on them yet.
 
     Of ``traces`` only one at a time is held, with what it decodes to.
     """
     decode_events = APIS[target.api].decode
-    return summarize(
-        target, facts, (measure(trace, decode(trace, decode_events)) for trace in traces)
-    )
+    requests = (measure(trace, decode(trace, decode_events)) for trace in traces)
+    return summarize(target, facts, requests, limits_ms)
 
 
 class Measured(NamedTuple):
@@ -37,13 +41,18 @@ class Measured(NamedTuple):
     requests: list[RequestMetrics]
 
 
-def measured(target: Target, facts: CellFacts, traces: Iterable[Trace]) -> Measured:
+def measured(
+    target: Target,
+    facts: CellFacts,
+    traces: Iterable[Trace],
+    limits_ms: Mapping[str, float] = NO_LIMITS,
+) -> Measured:
     """``measure_cell``, with the requests kept where the cell is one of several repeats."""
     if facts.row is None:
-        return Measured(facts, measure_cell(target, facts, traces), [])
+        return Measured(facts, measure_cell(target, facts, traces, limits_ms), [])
     decode_events = APIS[target.api].decode
     requests = [measure(trace, decode(trace, decode_events)) for trace in traces]
-    return Measured(facts, summarize(target, facts, requests), requests)
+    return Measured(facts, summarize(target, facts, requests, limits_ms), requests)
 
 
 def report_cells(
@@ -60,7 +69,8 @@ def report_cells(
     for _, its in sorted(rows.items()):
         facts = its[0].facts
         verdicts = [judged(run.cell, run.facts) for run in its]
-        cell = verdicts[0] if facts.row is None else pooled(targets[facts.target], its, verdicts)
+        target = targets[facts.target]
+        cell = verdicts[0] if facts.row is None else pooled(target, its, verdicts, limits)
         price = targets[facts.target].price
         cell.agreement = shares[facts.target]
         cell.slo = objectives(cell, limits) or None
@@ -69,12 +79,18 @@ def report_cells(
     return cells
 
 
-def pooled(target: Target, runs: Sequence[Measured], cells: Sequence[Cell]) -> Cell:
+def pooled(
+    target: Target,
+    runs: Sequence[Measured],
+    cells: Sequence[Cell],
+    limits_ms: Mapping[str, float] = NO_LIMITS,
+) -> Cell:
     """The row of the repeats ``runs``, judged as ``cells``: of those that are valid, or of all and
     INVALID where none is."""
     pairs = list(zip(runs, cells, strict=True))
     good = [(run, cell) for run, cell in pairs if cell.verdict != "invalid"]
-    row = pool(target, [(run.facts, cell, run.requests) for run, cell in good or pairs])
+    known = [(run.facts, cell, run.requests) for run, cell in good or pairs]
+    row = pool(target, known, limits_ms)
     bad = [(run, cell) for run, cell in pairs if cell.verdict == "invalid"]
     if not good:
         row.verdict = "invalid"

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from llmbench.measure.goodput import Goodput
 from llmbench.prices import ListedPrice
-from llmbench.records import Cell, Cost, Price, RequestMetrics
+from llmbench.records import Billed, Cell, Cost, Goodput, Price, RequestMetrics
 
 PER_MILLION = 1e6
 SECONDS_PER_HOUR = 3600
@@ -40,17 +39,6 @@ def cost(cell: Cell, price: Price) -> Cost | None:
             (tokens_in - cached) * price.input + cached * cached_price + output.p50 * price.output
         ) / PER_MILLION
     return Cost(1e3 * request, request / output.p50 * PER_MILLION)
-
-
-class Billed(Struct, frozen=True, kw_only=True):
-    """The tokens of all measured attempts, as the server counted them; ``uncounted`` attempts had
-    no count, and may have been billed for all that."""
-
-    attempts: int = 0
-    uncounted: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
 
 
 def billed(measured: Iterable[RequestMetrics]) -> Billed:

@@ -1,19 +1,25 @@
 """Several runs of one cell → one row: raw figures pooled, with the spread between the runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from msgspec.structs import replace
 
 from llmbench.measure.ruler import add_calibration
-from llmbench.measure.summary import add_distributions, empty_cell, settled
+from llmbench.measure.summary import (
+    NO_LIMITS,
+    add_distributions,
+    add_goodput,
+    empty_cell,
+    settled,
+)
 from llmbench.records import Cell, CellFacts, Repeats, RequestMetrics, Target
 
 Run = tuple[CellFacts, Cell, Sequence[RequestMetrics]]
 """A run of the cell: its facts, its own figures as judged, and its requests."""
 
 
-def pool(target: Target, runs: Sequence[Run]) -> Cell:
+def pool(target: Target, runs: Sequence[Run], limits_ms: Mapping[str, float] = NO_LIMITS) -> Cell:
     """The row of ``runs``. Distributions are over the requests of all; those of one run have
     something in common, so an interval takes each run for a cluster (Kish, *Survey Sampling*,
     §8.2). Rates are of all windows together: what came over the sum of their lengths."""
@@ -28,6 +34,7 @@ def pool(target: Target, runs: Sequence[Run]) -> Cell:
     add_distributions(row, facts, kept)
     cells = [cell for _, cell, _ in runs]
     _add_rates(row, cells)
+    add_goodput(row, kept, limits_ms)
     for its, _, _ in runs:
         if its.calibration is not None and row.requests.ok:
             add_calibration(row.ruler, its.calibration)

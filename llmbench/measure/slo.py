@@ -14,6 +14,7 @@ from llmbench.records import Block, Cell, Objective
 from llmbench.targets import suggestion
 
 METRICS = ("ttfr", "ttft", "ttfat", "itl", "icl", "tpot", "e2e")
+QUANTILES = ("p50", "p90", "p95", "p99")
 STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s)")
 _UNITS_MS = {"ms": 1.0, "s": 1000.0}
@@ -30,7 +31,7 @@ class Preset(Struct, frozen=True, forbid_unknown_fields=True):
 def presets() -> dict[str, Preset]:
     """The presets by name."""
     package = Path(__file__).parents[1]
-    for path in (package / "slo.toml", package.parent / "configs" / "slo.toml"):
+    for path in (package / "configs" / "slo.toml", package.parent / "configs" / "slo.toml"):
         if path.is_file():  # of a wheel, of a checkout
             return msgspec.convert(tomllib.loads(path.read_text("utf-8")), dict[str, Preset])
     raise FileNotFoundError("configs/slo.toml is missing from this installation")
@@ -83,6 +84,18 @@ def _objective(cell: Cell, name: str, limit_ms: float) -> Objective:
     metric, _, statistic = name.partition(".")
     block: Block | None = getattr(cell, f"{metric}_ms")
     value_ms: float | None = getattr(block, statistic) if block is not None else None
-    if value_ms is None or cell.verdict == "invalid":
+    if cell.verdict == "invalid":
         return Objective(limit_ms, value_ms, None)
+    if value_ms is None:
+        return Objective(
+            limit_ms, None, False if _surely_above(block, statistic, limit_ms) else None
+        )
     return Objective(limit_ms, value_ms, value_ms <= limit_ms)
+
+
+def _surely_above(block: Block | None, statistic: str, limit_ms: float) -> bool:
+    """Whether a quantile that is not told lies above the limit: a lower one does already."""
+    if block is None or statistic not in QUANTILES:
+        return False
+    lower = QUANTILES[: QUANTILES.index(statistic)]
+    return any((getattr(block, name) or 0.0) > limit_ms for name in lower)

@@ -1,13 +1,16 @@
 """RequestMetrics* → Cell: pool the raw figures of one cell. Nothing is averaged twice."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from msgspec.structs import replace
 
 from llmbench.measure import gaps as gap
 from llmbench.measure.blocks import MS, block, census, gaps_block
+from llmbench.measure.cost import billed
+from llmbench.measure.goodput import goodput
 from llmbench.measure.latencies import add_latencies, latency_block
 from llmbench.measure.rates import add_growth, add_rates, due_ns, window_of
 from llmbench.measure.ruler import from_evidence
@@ -25,12 +28,19 @@ from llmbench.records import (
     Target,
 )
 
+NO_LIMITS: Mapping[str, float] = MappingProxyType({})
 
-def summarize(target: Target, facts: CellFacts, requests: Iterable[RequestMetrics]) -> Cell:
+
+def summarize(
+    target: Target,
+    facts: CellFacts,
+    requests: Iterable[RequestMetrics],
+    limits_ms: Mapping[str, float] = NO_LIMITS,
+) -> Cell:
     """One row from the requests of one cell, of every phase; the verdict on it comes later.
 
     Latencies come from the measured requests; the throughput counts whatever arrived inside the
-    window (see ``rates.window_of``).
+    window (see ``rates.window_of``). ``limits_ms`` are the objectives that goodput is held to.
     """
     requests = list(requests)
     cell = empty_cell(target, facts)
@@ -42,7 +52,15 @@ def summarize(target: Target, facts: CellFacts, requests: Iterable[RequestMetric
     measured = [each for each in requests if each.phase == "measured"]
     if measured:
         _add_figures(cell, facts, requests, measured)
+        add_goodput(cell, measured, limits_ms)
     return cell
+
+
+def add_goodput(
+    cell: Cell, measured: Sequence[RequestMetrics], limits_ms: Mapping[str, float]
+) -> None:
+    """Which requests were worth their tokens, and how many tokens all of them took."""
+    cell.goodput, cell.billed = goodput(cell, measured, limits_ms), billed(measured)
 
 
 def settled(cell: Cell, load: Load, requests: list[RequestMetrics]) -> list[RequestMetrics]:
@@ -110,10 +128,12 @@ def empty_cell(target: Target, facts: CellFacts) -> Cell:
         concurrency=load.concurrency or None,
         request_rate=read_rate(load.rate).mean if load.rate else None,
         arrivals=_arrivals_asked(load) if load.rate else None,
+        rate=load.rate or None,
         prompt_tokens=load.prompt_tokens,
         output_tokens=load.output_tokens,
         batch_size=load.batch_size,
-        text=content.dataset or content.text,
+        text=None if content.dataset else content.text,
+        dataset=content.dataset or None,
         prompt_lengths=content.prompt_lengths or None,
         output_lengths=content.output_lengths or None,
         cache_asked="session" if content.turns > 1 else content.cache,

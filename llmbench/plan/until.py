@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Struct
 
 from llmbench.errors import UserError
-from llmbench.measure.statistics import interval, quantile
+from llmbench.measure.statistics import fewest, interval, quantile
 from llmbench.plan.lengths import shown
 
 LOOKS = 5
@@ -31,6 +31,11 @@ class Until(Struct, frozen=True):
     def sizes(self, most: int) -> list[int]:
         """The declared looks, in measured requests; the last is at ``most``."""
         return [max(most // 2**step, 1) for step in range(LOOKS - 1, -1, -1)]
+
+    @property
+    def fewest(self) -> int:
+        """The fewest requests that can tell."""
+        return fewest(_QUANTILES[self.quantile], 1 - _ERROR / LOOKS)
 
     def half_width(self, samples: Sequence[float], confidence: float) -> float | None:
         """The greater side of the interval as a share of the quantile, where there is one."""
@@ -53,7 +58,7 @@ class Until(Struct, frozen=True):
     def remark(self, samples: Sequence[float], looked: int, certain: bool) -> str:
         """How it ended, in words."""
         width = self.half_width(samples, 1 - _ERROR / LOOKS)
-        reached = "no interval" if width is None else f"±{width:.1%}"
+        reached = "no interval" if width is None else f"±{100 * width:.2g}%"
         fate = "reached" if certain else "not reached"
         asked = f"TTFT {self.quantile} within ±{100 * self.share:g}%"
         seen = f"{reached} (99%) by {len(samples)} requests"

@@ -69,7 +69,8 @@ def load_columns(cells: Sequence[Cell]) -> list[Column]:
     opened = [cell.arrivals is not None for cell in cells]
     closed = [not (batch or open_) for batch, open_ in zip(batched, opened, strict=True)]
     if any(opened):
-        chosen.append(Column("asked\nreq/s", _rate_asked))
+        sessions = any(cell.turns for cell in cells)
+        chosen.append(Column("asked\nsess./s" if sessions else "asked\nreq/s", _rate_asked))
     if any(closed):
         chosen.append(Column("conc.", _concurrency))
     elif any(opened) and any(cell.concurrency for cell in cells):
@@ -183,9 +184,7 @@ def _concurrency(cell: Cell) -> str:
 
 
 def _rate_asked(cell: Cell) -> str:
-    if cell.arrivals is None:
-        return ""
-    return "trace" if cell.request_rate is None else f"{cell.request_rate:g}"
+    return cell.rate or ""
 
 
 def _prompt(cell: Cell) -> str:
@@ -261,8 +260,8 @@ _ITL = (lambda cell: cell.itl_ms, lambda cell: cell.ruler.itl_error_ms)
 
 RULER = Column("ruler\n± ms", _error, spare=6)
 OPEN_LOOP = (
-    Column("from\nsent", lambda cell: quantile(cell, cell.ttft_from_sent_ms, "p95"), spare=3),
-    Column("lag\np99", lambda cell: quantile(cell, cell.dispatch_lag_ms, "p99"), spare=3),
+    Column("from sent\np95", lambda cell: quantile(cell, cell.ttft_from_sent_ms, "p95"), spare=3),
+    Column("lag ms\np99", lambda cell: quantile(cell, cell.dispatch_lag_ms, "p99"), spare=3),
 )
 """Of an open loop: TTFT without what a request waited to be sent, and how late it was sent."""
 

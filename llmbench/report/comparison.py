@@ -47,7 +47,7 @@ def load(cell: Cell) -> tuple[object, ...]:
         cell.api,
         cell.concurrency,
         cell.batch_size,
-        cell.request_rate,
+        cell.rate,
         cell.arrivals,
         cell.cache_asked,
         cell.prompt_tokens,

@@ -74,7 +74,7 @@ def _load(cell: Cell, cells: Sequence[Cell]) -> str:
     cache = f" {cell.cache_asked}" if len({each.cache_asked for each in cells}) > 1 else ""
     if cell.arrivals is None:
         return f"{cell.concurrency}{length}{cache}"
-    rate = "trace" if cell.request_rate is None else f"{cell.request_rate:g}/s"
+    rate = cell.rate if cell.request_rate is None else f"{cell.rate}/s"
     return f"{rate}{length}{cache}"
 
 
@@ -132,6 +132,8 @@ def _conditions(cells: Sequence[Cell]) -> str:
     """How all the cells were loaded and read."""
     at_once = "; ".join(dict.fromkeys(map(_loop, cells)))
     lengths = f"asked for {_asked_tokens(cells)} tokens"
+    if files := sorted({cell.dataset for cell in cells if cell.dataset}):
+        lengths = f"requests from {', '.join(files)}"
     if (prompt := constant_prompt(cells)) is not None:
         lengths = f"prompts of {prompt} tokens, {lengths}"
     stamps = sorted({cell.ruler.stamps for cell in cells if cell.ruler.stamps})

@@ -1,0 +1,245 @@
+"""``llmbench compare``: stored runs side by side, and the gate of a CI."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from llmbench.errors import Unmeasurable, UserError
+
+if TYPE_CHECKING:
+    from llmbench.measure.gate import Rule
+    from llmbench.measure.likeness import Side, Stored
+    from llmbench.records import RequestMetrics
+    from llmbench.report.compare import Pair
+
+GOOD, GATE_FAILED = 0, 1
+FORMATS = ("table", "markdown", "json", "junit")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run directories, the baseline first; several runs of one side as RUN,RUN",
+    )
+    parser.add_argument(
+        "--baseline", default=None, metavar="RUN", help="the one to compare with, if not the first"
+    )
+    parser.add_argument(
+        "--margin",
+        default="3%",
+        metavar="P%",
+        help="what is no difference that matters (default: 3%%)",
+    )
+    parser.add_argument(
+        "--fail-if",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help="exit with 1 where this is so beyond chance: 'ttft.p95 > +5%%', 'otps < -5%%', "
+        "'ttft.p95 > 500ms'; repeat for several",
+    )
+    parser.add_argument(
+        "--anyway", action="store_true", help="compare runs that did other work, too"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare stored runs: by what factor B differs from A, and whether it is beyond chance."""
+    from llmbench.measure import gate
+    from llmbench.measure.claims import decide
+    from llmbench.report.compare import RENDERERS, Comparison
+
+    margin, rules = _margin(args.margin), [gate.read_rule(text) for text in args.fail_if]
+    if args.format == "junit" and not rules:
+        raise UserError("--format junit: it has a test case for each --fail-if, and there is none")
+    names = _in_order(args.runs, args.baseline)
+    base, *others = [_read(name) for name in names]
+    pairs: list[Pair] = []
+    unmatched: list[str] = []
+    for other in others:
+        its, missing = _compare(base, other, rules)
+        decide([result for pair in its for result in pair.results], margin)
+        pairs += its
+        unmatched += missing
+    if not args.anyway:
+        _refuse_other_work(pairs)
+    if not any(pair.results for pair in pairs):
+        raise Unmeasurable(f"nothing to compare: {_why_nothing(pairs, unmatched)}")
+    comparison = Comparison(
+        baseline=names[0], runs=names, margin=margin, pairs=pairs, unmatched=unmatched
+    )
+    sys.stdout.write(RENDERERS[args.format](comparison))
+    outcomes = [outcome for pair in pairs for outcome in pair.rules]
+    return GATE_FAILED if gate.failed(outcomes) else GOOD
+
+
+def _margin(text: str) -> float:
+    number = text.strip().removesuffix("%")
+    try:
+        share = float(number) / 100
+    except ValueError:
+        share = 0.0
+    if not text.strip().endswith("%") or not 0 < share < 1:
+        raise UserError(f"--margin {text}: write a percentage between 0 and 100, such as 3%")
+    return share
+
+
+def _in_order(runs: Sequence[str], baseline: str | None) -> list[str]:
+    """The names of the runs, the baseline's first."""
+    if len(runs) < 2:
+        raise UserError("compare: give two runs or more, the baseline first")
+    if len(set(runs)) < len(runs):
+        raise UserError("compare: a run is named twice; a run is the same as itself")
+    if baseline is None:
+        return list(runs)
+    if baseline not in runs:
+        raise UserError(f"--baseline {baseline}: none of the runs; there are: {', '.join(runs)}")
+    return [baseline, *(each for each in runs if each != baseline)]
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class Group(NamedTuple):
+    """The runs of one side, each with its cells; the repeats of one run are runs of their own."""
+
+    name: str
+    runs: "list[list[Stored]]"
+
+
+def _read(name: str) -> Group:
+    """The runs that ``name`` names: one directory, or several with commas between."""
+    paths = [name] if Path(name).exists() else [part for part in name.split(",") if part]
+    runs: list[list[Stored]] = []
+    for path in paths or [name]:
+        cells = _cells(Path(path))
+        repeats = sorted({each.facts.repeat for each in cells})
+        runs += [[each for each in cells if each.facts.repeat == number] for number in repeats]
+    return Group(name, runs)
+
+
+def _cells(path: Path) -> "list[Stored]":
+    """Every cell of a run, as ``llmbench report`` would show it, with its requests."""
+    from llmbench.apis import APIS
+    from llmbench.measure.cell import judged
+    from llmbench.measure.likeness import Stored
+    from llmbench.measure.metrics import measure
+    from llmbench.measure.summary import summarize
+    from llmbench.measure.timeline import decode
+    from llmbench.store import RunDirectory
+
+    directory = RunDirectory.open(path)
+    facts = {each.cell: each for each in directory.run.cells}
+    if not facts:
+        raise Unmeasurable(f"{path}: no cell was finished")
+    requests: dict[int, list[RequestMetrics]] = {}
+    for number, traces in groupby(directory.traces(), key=lambda trace: trace.cell):
+        if number in facts:
+            events = APIS[directory.run.targets[facts[number].target].api].decode
+            requests[number] = [measure(trace, decode(trace, events)) for trace in traces]
+    cells = []
+    for number, its in sorted(facts.items()):
+        seen = requests.get(number, [])
+        cell = summarize(directory.run.targets[its.target], its, seen)
+        cells.append(Stored(its, judged(cell, its), seen))
+    return cells
+
+
+# ── comparing ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _compare(base: Group, other: Group, rules: "Sequence[Rule]") -> "tuple[list[Pair], list[str]]":
+    """The pairs of cells of two sides, and in words the cells that have no partner."""
+    from llmbench.measure.compare import compare_cells
+    from llmbench.measure.gate import check
+    from llmbench.measure.likeness import differences, matched
+    from llmbench.report.compare import Pair
+
+    found, left, right = matched(base.runs[0], other.runs[0])
+    cells = [mine for mine, _ in found]
+    pairs, invalid = [], []
+    for mine, its in found:
+        whole = _side(mine, base), _side(its, other)
+        load = _load_of(mine, cells)
+        invalid += [line for side in whole for line in _invalid(side, load)]
+        sides = _valid(whole[0]), _valid(whole[1])
+        told = [line for side in sides for each in side.stored for line in differences(mine, each)]
+        compared = compare_cells(*sides)
+        pairs.append(
+            Pair(
+                run=other.name,
+                load=load,
+                differs=list(dict.fromkeys(told)),
+                results=compared.results,
+                left_out=compared.left_out,
+                rules=[check(rule, compared) for rule in rules],
+            )
+        )
+    missing = [
+        f"{_load_of(each, alone)}: in {has} alone"
+        for has, alone in ((base.name, left), (other.name, right))
+        for each in alone
+    ]
+    return pairs, invalid + missing
+
+
+def _side(first: "Stored", group: Group) -> "Side":
+    """The cell ``first`` of the first run of ``group`` with the same cell of its other runs."""
+    from llmbench.measure.likeness import Side, matched
+
+    partners = [
+        its
+        for other in group.runs[1:]
+        for mine, its in matched(group.runs[0], other)[0]
+        if mine is first
+    ]
+    return Side([first, *partners])
+
+
+def _valid(side: "Side") -> "Side":
+    """``side`` without the runs of it that are INVALID; as it is where none would be left."""
+    kept = [each for each in side.stored if each.cell.verdict != "invalid"]
+    return side._replace(stored=kept or side.stored)
+
+
+def _invalid(side: "Side", load: str) -> list[str]:
+    """What to say of the runs that ``_valid`` leaves out."""
+    kept = {id(each) for each in _valid(side).stored}
+    return [
+        f"{load}, one of {len(side.stored)} runs of {each.cell.target}, INVALID: "
+        + "; ".join(each.cell.reasons)
+        for each in side.stored
+        if id(each) not in kept
+    ]
+
+
+def _load_of(stored: "Stored", among: "Sequence[Stored]") -> str:
+    """The load of a cell in words, with what tells it from others at the same load."""
+    from llmbench.report.compare import load_words
+
+    words = load_words(stored.facts.load)
+    if len({each.facts.client for each in among}) > 1:
+        words += f", via {stored.facts.client}"
+    if len({each.cell.target for each in among}) > 1:
+        words = f"{stored.cell.target} at {words}"
+    return words
+
+
+def _refuse_other_work(pairs: "Sequence[Pair]") -> None:
+    told = [f"at {pair.load}: {'; '.join(pair.differs)}" for pair in pairs if pair.differs]
+    if told:
+        raise UserError(
+            f"these runs did other work, {'. '.join(dict.fromkeys(told))}. "
+            "--anyway compares them all the same"
+        )
+
+
+def _why_nothing(pairs: "Sequence[Pair]", unmatched: Sequence[str]) -> str:
+    reasons = [why for pair in pairs for why in pair.left_out.values()] or list(unmatched)
+    return "; ".join(dict.fromkeys(reasons)) or "the runs have no cell in common"

@@ -1,0 +1,93 @@
+"""Joules of the GPUs between two moments, from NVML's own counters. GPU-only: no CPU, no memory of
+the machine, no fans, no power supply.
+
+``nvmlDeviceGetTotalEnergyConsumption`` counts millijoules since the driver was loaded (Volta and
+later; NVML API reference, device queries). It moves in steps of some tens of milliseconds, so a
+difference over less than half a minute is not given by the token.
+"""
+
+import time
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+
+SHORTEST_S = 30.0
+LABEL = "J/token, GPU-only"
+
+
+class Reading(NamedTuple):
+    """The counters of the GPUs, in joules by index, at one moment of CLOCK_MONOTONIC."""
+
+    at_ns: int
+    joules: dict[int, float]
+
+
+class Energy(Struct, frozen=True, kw_only=True):
+    """What ``gpus`` GPUs took together in ``seconds``, idle ones among them."""
+
+    joules: float
+    seconds: float
+    gpus: int
+
+
+def read(nvml: Any = None) -> Reading | None:
+    """The counters now, of all GPUs that have one. ``None`` without the ``gpu`` extra, a driver or
+    such a GPU. It takes milliseconds: not for the inside of a window.
+
+    ``nvml`` stands in for the module pynvml.
+    """
+    if nvml is None:
+        try:
+            nvml = import_module("pynvml")
+        except ImportError:
+            return None
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None
+    try:
+        joules = _counters(nvml)
+        return Reading(time.monotonic_ns(), joules) if joules else None
+    finally:
+        _ask(nvml, nvml.nvmlShutdown)
+
+
+def between(before: Reading | None, after: Reading | None) -> Energy | None:
+    """What was taken between two readings, of the GPUs that are in both. ``None`` where a counter
+    went back: the driver was loaded anew."""
+    if before is None or after is None:
+        return None
+    taken = [after.joules[gpu] - before.joules[gpu] for gpu in after.joules if gpu in before.joules]
+    seconds = (after.at_ns - before.at_ns) / 1e9
+    if not taken or min(taken) < 0 or seconds <= 0:
+        return None
+    return Energy(joules=sum(taken), seconds=seconds, gpus=len(taken))
+
+
+def joules_per_token(energy: Energy | None, tokens: float) -> float | None:
+    """Joules for each of the output ``tokens`` that came between the readings, in whatever phase.
+    ``None`` for less than 30 s, or no tokens."""
+    if energy is None or energy.seconds < SHORTEST_S or tokens <= 0:
+        return None
+    return energy.joules / tokens
+
+
+def _counters(nvml: Any) -> dict[int, float]:
+    joules = {}
+    for gpu in range(_ask(nvml, nvml.nvmlDeviceGetCount) or 0):
+        handle = _ask(nvml, nvml.nvmlDeviceGetHandleByIndex, gpu)
+        if handle is None:
+            continue
+        millijoules = _ask(nvml, nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+        if millijoules is not None:
+            joules[gpu] = millijoules / 1e3
+    return joules
+
+
+def _ask(nvml: Any, query: Any, *arguments: Any) -> Any:
+    """The answer, or ``None`` where the driver has none: GPUs before Volta have no counter."""
+    try:
+        return query(*arguments)
+    except nvml.NVMLError:
+        return None

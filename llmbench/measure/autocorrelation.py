@@ -1,0 +1,84 @@
+"""How many independent values a series is worth, where each value resembles the one before it.
+
+What matters at a quantile q is how the indicator 1{x ≤ q} varies over time. Its mean over n values
+has the variance γ₀τ / n, with the autocovariances γₖ and the autocorrelation time
+τ = 1 + 2 Σ γₖ / γ₀, so that the series is worth n / τ values. The sum is Geyer's initial monotone
+sequence estimate: C. J. Geyer, *Practical Markov Chain Monte Carlo*, Statistical Science 7 (1992),
+§3.3. Of independent values it would take a tenth away by chance. So they are all counted unless
+the ranks of neighbours resemble each other for sure (the lag-1 rank correlation: A. Wald &
+J. Wolfowitz, Ann. Math. Stat. 14, 1943).
+
+``benchmarks/statistics_truth.py`` measures how often the intervals that come of it hold the truth.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmbench.measure.statistics import Floats
+
+CLEAR_Z = 2.326
+"""The one-sided 1% point of the normal distribution."""
+
+OF_THE_MEDIANS = 0.5
+"""A rare event tells little of how it clusters: at least this share of what goes beyond 1 in the
+median's autocorrelation time is taken for that of every quantile. For normal values of an
+autoregressive series it is 0.6 of it at p90."""
+
+
+def autocorrelation_time(in_order: Floats) -> float:
+    """By how much the variance of the mean of ``in_order`` is greater than that of independent
+    values: 1 unless they depend on each other for sure."""
+    return _autocorrelation_time(in_order) if is_dependent(in_order) else 1.0
+
+
+def effective_n(in_order: Floats, threshold: float) -> float:
+    """How many independent values ``in_order`` is worth at the quantile ``threshold``.
+
+    The values are in the order of time; those of failed requests are +∞. It is their number unless
+    they depend on each other for sure, and at least 1.
+    """
+    count = len(in_order)
+    if not is_dependent(in_order):
+        return float(count)
+    ordered = np.sort(in_order)
+    median = float(ordered[(count - 1) // 2])
+    floor = 1 + OF_THE_MEDIANS * (_autocorrelation_time(in_order <= median) - 1)
+    return max(count / max(_autocorrelation_time(in_order <= threshold), floor), 1.0)
+
+
+def is_dependent(in_order: Floats) -> bool:
+    """Whether neighbours in ``in_order`` resemble each other for sure, by their ranks."""
+    ordered = np.sort(in_order)
+    below = np.searchsorted(ordered, in_order, side="left")
+    ranks = (below + np.searchsorted(ordered, in_order, side="right")) / 2
+    ranks -= ranks.mean() if len(ranks) else 0.0
+    variance = float(ranks @ ranks)
+    if variance == 0:
+        return False
+    return float(ranks[1:] @ ranks[:-1]) / variance * math.sqrt(len(ranks)) > CLEAR_Z
+
+
+def _autocorrelation_time(series: Floats | NDArray[np.bool_]) -> float:
+    """τ of a series of values, or of an indicator, at least 1.
+
+    Autocovariances about a mean that was estimated are too small, by γ₀τ / n each, and the sum ends
+    early: the division makes up for it, by as much as the simulations ask for.
+    """
+    count = len(series)
+    covariances = _autocovariances(series.astype(np.float64))
+    if covariances[0] <= 0:
+        return 1.0
+    pairs = covariances[0 : count - 1 : 2] + covariances[1:count:2]
+    ends = np.flatnonzero(pairs <= 0)
+    positive = np.minimum.accumulate(pairs[: ends[0]] if len(ends) else pairs)
+    tau = max(2 * float(positive.sum()) / float(covariances[0]) - 1, 1.0)
+    return tau / (1 - min(2 * tau / count, 0.7))
+
+
+def _autocovariances(values: Floats) -> Floats:
+    """γ₀, γ₁, … of ``values``, each divided by n, by the fast Fourier transform."""
+    count = len(values)
+    spectrum = np.fft.rfft(values - values.mean(), 2 * count)
+    return np.asarray(np.fft.irfft(spectrum * spectrum.conj(), 2 * count)[:count]) / count

@@ -1,0 +1,391 @@
+"""Two cells side by side: by what factor each figure differs, how sure that is, and in words.
+
+The ratio of two quantiles, and of two rates, has an interval by the bootstrap (B. Efron &
+R. Tibshirani, *An Introduction to the Bootstrap*, 1993):
+
+- One run a side, a quantile: in a resample of n independent values the k-th order statistic has the
+  rank n·u, u ~ Beta(k, n − k + 1) (J. S. Maritz & R. G. Jarrett, JASA 73, 1978), so that u is drawn
+  and no resample is made. Where values depend on those before them, n is what they are worth
+  (``autocorrelation``).
+- One run a side, a rate: requests are drawn, and deviations stretched by the square root of the
+  autocorrelation time. Where there is one, Student's t takes the place of the normal.
+- Two runs or more on each side: whole runs are drawn first, then requests. What comes of it is a
+  standard error, which Student's t makes an interval of, with √(R / (R − 1)) for so few runs R.
+
+Failed requests are +∞ and keep their place. What is claimed:
+
+- ``same``: the 90% interval lies within ± the margin: two one-sided tests at 5% (D. J. Schuirmann,
+  1987).
+- ``slower``, ``faster``: by Holm's test (S. Holm, 1979) over the headline metrics of all loads of
+  a pair of runs, so that 5% at most of pairs that are alike are called different. The
+  p-value is that of the interval (D. G. Altman & J. M. Bland, BMJ 343, 2011). The other metrics are
+  tested, by Holm's test again, only where a headline metric differs.
+- ``unknown``: all else, with how many more requests would tell.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import NormalDist
+from typing import Literal, NamedTuple
+
+import numpy as np
+from msgspec import Struct
+
+from llmbench.measure import statistics as stats
+from llmbench.measure.autocorrelation import autocorrelation_time, effective_n
+from llmbench.measure.gaps import chunk_gaps, token_gaps
+from llmbench.measure.likeness import Side
+from llmbench.measure.statistics import Floats, Ints
+from llmbench.records import Cell, RequestMetrics
+
+RESAMPLES = 2000
+MARGIN = 0.03
+CONFIDENCE = 0.95
+EQUIVALENCE = 0.90
+NORMAL = NormalDist()
+Z = NORMAL.inv_cdf(1 - (1 - CONFIDENCE) / 2)
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+LATENCIES = ("ttft", "itl", "tpot", "e2e")
+RATES = ("otps", "requests_per_s")
+METRICS = (*(f"{name}.{p}" for name in LATENCIES for p in QUANTILES), *RATES)
+HEADLINE = ("ttft.p50", "ttft.p95", "itl.p50", "otps")
+"""What a claim of a difference is made by. Where ITL cannot be compared, TPOT takes its place."""
+
+FEWEST_FOR_A_RATE = 30
+"""Of fewer requests the bootstrap of a mean makes intervals that are too narrow."""
+
+MOST_DRAWN = 2_000_000
+"""Indices drawn at a time: 16 MB."""
+
+WORTH_A_DEGREE = 6.0
+"""An autocorrelation time is itself an estimate. So many of the independent values that are left
+count for one degree of freedom of Student's t: ``benchmarks/statistics_truth.py`` bears it out."""
+
+Kind = Literal["slower", "faster", "same", "unknown"]
+Interval = tuple[float, float]
+
+
+class Estimate(Struct, frozen=True, kw_only=True):
+    """One figure of one side: in ms, or a second for a rate. ``n`` is how many requests it is of,
+    ``worth`` how many independent ones, ``runs`` of how many runs."""
+
+    value: float
+    ci95: Interval
+    n: int
+    worth: float
+    runs: int
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """``needs`` is how many more requests a side (or runs, where there are several) would tell."""
+
+    kind: Kind
+    words: str
+    needs: int | None = None
+
+
+class Result(Struct, kw_only=True):
+    """One metric of a pair of cells: ``ratio`` is the other's figure over the baseline's.
+
+    ``ruler`` is by what share of the ratio the ruler itself can be off; the intervals hold it.
+    """
+
+    metric: str
+    headline: bool = False
+    baseline: Estimate
+    other: Estimate
+    ratio: float
+    ci95: Interval
+    ci90: Interval
+    ruler: float
+    p_value: float
+    verdict: Verdict | None = None
+
+
+class Compared(NamedTuple):
+    """What could be compared of two cells, and why the other metrics could not."""
+
+    results: list[Result]
+    left_out: dict[str, str]
+
+
+class Drawn(NamedTuple):
+    """A figure of one side and what the bootstrap made of it."""
+
+    estimate: Estimate
+    replicates: Floats
+
+
+class NotCompared(Exception):  # noqa: N818 - it reads as what it says
+    """Why a metric of a side has no figure to compare."""
+
+
+def compare_cells(
+    base: Side, other: Side, seed: int = 0, metrics: Sequence[str] = METRICS
+) -> Compared:
+    """Each of ``metrics`` of the two, without verdicts yet: those come from all together
+    (``claims``)."""
+    rng = np.random.default_rng(seed)
+    compared = Compared([], {})
+    for metric in metrics:
+        try:
+            compared.results.append(_compare(metric, base, other, rng))
+        except NotCompared as problem:
+            compared.left_out[metric] = str(problem)
+    chosen = {*HEADLINE} | ({"tpot.p50"} if "itl.p50" in compared.left_out else set())
+    for each in compared.results:
+        each.headline = each.metric in chosen
+    return compared
+
+
+def _compare(metric: str, base: Side, other: Side, rng: np.random.Generator) -> Result:
+    for cell in (*base.cells, *other.cells):
+        if cell.verdict == "invalid":
+            raise NotCompared(f"a cell is INVALID: {'; '.join(cell.reasons)}")
+    by_run = min(len(base.stored), len(other.stored)) > 1
+    drawn = [_drawn(metric, side, by_run, rng) for side in (base, other)]
+    a, b = (each.estimate for each in drawn)
+    if not (a.value > 0 and b.value > 0) or (math.isinf(a.value) and math.isinf(b.value)):
+        raise NotCompared(f"there is no ratio of {b.value:g} to {a.value:g}")
+    with np.errstate(invalid="ignore"):
+        logs = np.log(drawn[1].replicates) - np.log(drawn[0].replicates)
+    logs = np.where(np.isnan(logs), 0.0, logs)  # both are +∞ there
+    ratio = b.value / a.value
+    off = sum(_ruler_share(metric, side, each.value) for side, each in ((base, a), (other, b)))
+    ci95, ci90 = (
+        _interval(logs, a, b, confidence, off) for confidence in (CONFIDENCE, EQUIVALENCE)
+    )
+    return Result(
+        metric=metric,
+        baseline=a,
+        other=b,
+        ratio=ratio,
+        ci95=ci95,
+        ci90=ci90,
+        ruler=off,
+        p_value=_p_value(ratio, ci95),
+    )
+
+
+# ── the figures of one side ──────────────────────────────────────────────────────────────────────
+
+
+def _drawn(metric: str, side: Side, by_run: bool, rng: np.random.Generator) -> Drawn:
+    """``by_run``: there are runs enough, on both sides, to draw whole ones."""
+    name, _, p = metric.partition(".")
+    if name in RATES:
+        return _rate(name, side, by_run, rng)
+    runs = [_latencies(name, cell, its) for cell, its in side.measured()]
+    return _quantile(p, runs, _unit(side), by_run, rng)
+
+
+class Latencies(NamedTuple):
+    """One latency of a run's requests in the order of time, in ms. What was cut off before it came
+    is +∞ like what failed; ``cut`` is after how long the first of those was."""
+
+    values: Floats
+    cut: float
+
+
+def _latencies(name: str, cell: Cell, measured: Sequence[RequestMetrics]) -> Latencies:
+    block = cell.itl_request_mean_ms if name == "itl" else getattr(cell, f"{name}_ms")
+    if block is None:
+        raise NotCompared("not measured")
+    values, cut = [], math.inf
+    for each, seconds in zip(measured, _seconds(name, measured), strict=True):
+        cancelled = each.failure == "cancelled"
+        if seconds is not None:
+            values.append(seconds * 1e3)
+        elif each.failure and (not cancelled or name in ("ttft", "e2e")):
+            values.append(math.inf)
+            if cancelled:
+                cut = min(cut, (each.end_ns - each.start_ns) / 1e6)
+    return Latencies(np.array(values), cut)
+
+
+def _seconds(name: str, measured: Sequence[RequestMetrics]) -> list[float | None]:
+    """The latency of each request, where it has one; ``itl`` is the mean over its gaps."""
+    if name != "itl":
+        return [getattr(each, f"{name}_s") for each in measured]
+    good = [each for each in measured if not each.failure]
+    gaps = iter(token_gaps(good, chunk_gaps(good)).gaps or ())
+    of_each = (None if each.failure else next(gaps) for each in measured)
+    return [
+        float(its.mean(dtype=np.float64)) if its is not None and len(its) else None
+        for its in of_each
+    ]
+
+
+def _quantile(
+    p: str, runs: Sequence[Latencies], unit: int, by_run: bool, rng: np.random.Generator
+) -> Drawn:
+    share, values = QUANTILES[p], np.concatenate([each.values for each in runs])
+    ordered = np.sort(values)
+    value = stats.quantile(ordered, share) if len(ordered) else math.nan
+    worth = sum(_worth(each.values, value, unit) for each in runs)
+    if int(worth) < stats.fewest(share):
+        raise NotCompared(
+            f"{p} needs {stats.fewest(share)} independent requests a side; one has {int(worth)}"
+        )
+    cut = min(each.cut for each in runs)
+    if math.isfinite(cut) and value >= cut:
+        raise NotCompared(f"{p} lies beyond where requests were cut off")
+    if by_run:
+        sizes = [len(each.values) for each in runs]
+        kth = max(math.ceil(_row_length(sizes) * share - 1e-9) - 1, 0)
+        parts = (
+            np.partition(values[rows], kth, axis=1)[:, kth] for rows in resampled(rng, sizes, unit)
+        )
+        replicates = np.concatenate(list(parts))
+    else:
+        rank = max(math.ceil(worth * share - 1e-9), 1)
+        at = np.ceil(rng.beta(rank, worth - rank + 1, RESAMPLES) * len(ordered)).astype(np.int64)
+        replicates = ordered[np.maximum(at, 1) - 1]
+    bounds = stats.interval(ordered, share, worth) or (value, value)
+    estimate = Estimate(value=value, ci95=bounds, n=len(values), worth=worth, runs=len(runs))
+    return Drawn(estimate, replicates)
+
+
+def _worth(in_order: Floats, threshold: float, unit: int) -> float:
+    """How many independent values a run is worth; those of a static batch share their fate, and
+    one batch may resemble the next."""
+    if unit == 1:
+        return effective_n(in_order, threshold)
+    batches = np.arange(len(in_order)) // unit
+    means = np.bincount(batches, weights=in_order) / np.bincount(batches)
+    share = effective_n(means, stats.quantile(np.sort(means), 0.5)) / len(means)
+    return share * stats.effective_size(in_order, batches, threshold)
+
+
+def _rate(name: str, side: Side, by_run: bool, rng: np.random.Generator) -> Drawn:
+    """Tokens (or requests) a second: in a closed loop the number in flight is constant, and a rate
+    is that number × the mean of what a request brings / the mean of how long it stays, both over
+    the same resample of requests."""
+    if any(cell.arrivals is not None for cell in side.cells):
+        raise NotCompared("in an open loop it is what was asked for")
+    rates: list[float | None] = [getattr(cell, name) for cell in side.cells]
+    if any(rate is None for rate in rates):
+        raise NotCompared("not measured")
+    brought, stays = [], []
+    for _, its in side.measured():
+        good = np.array([float(not each.failure) for each in its])
+        tokens = np.array([float(each.tokens) for each in its]) if name == "otps" else 1.0
+        brought.append(tokens * good)
+        stays.append(np.array([(each.end_ns - each.sent_ns) / 1e9 for each in its]))
+    whole, seconds = np.concatenate(brought), np.concatenate(stays)
+    windows = [cell.window_s or 0.0 for cell in side.cells]
+    value = float(np.average(np.array(rates, dtype=np.float64), weights=windows))
+    known, unit, n = whole.sum() / seconds.sum(), _unit(side), len(seconds)
+    sizes = [len(each) for each in stays] if by_run else [n]
+    times = 1.0 if by_run else autocorrelation_time(whole - known * seconds)
+    worth = n / max(times, unit)
+    if worth < FEWEST_FOR_A_RATE:
+        raise NotCompared(
+            f"a rate needs {FEWEST_FOR_A_RATE} independent requests a side; one has {int(worth)}"
+        )
+    parts = (
+        whole[rows].sum(axis=1) / seconds[rows].sum(axis=1) for rows in resampled(rng, sizes, unit)
+    )
+    replicates = value * (np.concatenate(list(parts)) / known) ** math.sqrt(times)
+    low, high = np.quantile(replicates, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    bounds = float(low), float(high)
+    return Drawn(Estimate(value=value, ci95=bounds, n=n, worth=worth, runs=len(stays)), replicates)
+
+
+def _unit(side: Side) -> int:
+    """How many requests share their fate: those of a static batch."""
+    return side.cells[0].batch_size or 1
+
+
+# ── the bootstrap ────────────────────────────────────────────────────────────────────────────────
+
+
+def resampled(rng: np.random.Generator, sizes: Sequence[int], block: int) -> Iterator[Ints]:
+    """``RESAMPLES`` rows of indices into runs of ``sizes`` that lie end to end, some at a time.
+
+    Drawn are runs, and of each as many requests as runs have on average, ``block`` neighbours
+    together, from the end of a run on to its start (D. N. Politis & J. P. Romano, 1992).
+    """
+    runs, each = len(sizes), _row_length(sizes) // len(sizes)
+    lengths = np.array(sizes)
+    begins = np.cumsum(lengths) - lengths
+    blocks = math.ceil(each / block)
+    most = max(MOST_DRAWN // (each * runs), 1)
+    for done in range(0, RESAMPLES, most):
+        count = min(most, RESAMPLES - done)
+        if runs == block == 1:
+            yield rng.integers(sizes[0], size=(count, each))
+            continue
+        chosen = rng.integers(runs, size=(count, runs))[:, :, None]
+        starts = (rng.random((count, runs, blocks)) * lengths[chosen]).astype(np.int64)
+        at = (starts[..., None] + np.arange(block)).reshape(count, runs, -1)[:, :, :each]
+        yield (begins[chosen] + at % lengths[chosen]).reshape(count, -1)
+
+
+def _row_length(sizes: Sequence[int]) -> int:
+    return max(round(sum(sizes) / len(sizes)), 1) * len(sizes)
+
+
+def _interval(logs: Floats, a: Estimate, b: Estimate, confidence: float, off: float) -> Interval:
+    """The interval of b / a from the logarithms of its replicates, and what the ruler adds."""
+    tail, freedom = (1 - confidence) / 2, a.runs + b.runs - 2
+    low, high = (float(np.quantile(logs, q, method="inverted_cdf")) for q in (tail, 1 - tail))
+    ratio = b.value / a.value
+    if 0 < ratio < math.inf and np.isfinite(logs).all():
+        center = math.log(ratio)
+        if min(a.runs, b.runs) > 1:
+            half = float(logs.std()) * run_factor(freedom, 1 - tail)
+            low, high = center - half, center + half
+        elif a.worth < a.n or b.worth < b.n:
+            known = max((a.worth + b.worth) / WORTH_A_DEGREE, 3.0)
+            factor = student(1 - tail, known) / NORMAL.inv_cdf(1 - tail)
+            low, high = (center + factor * (each - center) for each in (low, high))
+    return _exp(low) * (1 - off), _exp(high) * (1 + off)
+
+
+def run_factor(freedom: int, p: float) -> float:
+    """How many standard errors by the bootstrap of R runs a side, ``freedom`` = 2 (R − 1), reach
+    to the quantile ``p``."""
+    return student(p, freedom) * math.sqrt((freedom + 2) / freedom)
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
+
+
+def student(p: float, freedom: float) -> float:
+    """The quantile ``p`` of Student's t: exact for 1 and 2 degrees of freedom, else by the
+    expansion 26.7.5 of Abramowitz & Stegun, *Handbook of Mathematical Functions* (off by < 1%)."""
+    if freedom == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if freedom == 2:
+        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
+    z = NORMAL.inv_cdf(p)
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )
+
+
+def _ruler_share(metric: str, side: Side, value: float) -> float:
+    """By what share of TTFT the ruler can be off on one ``side``; other figures have no bound."""
+    name, _, p = metric.partition(".")
+    if name != "ttft" or not math.isfinite(value):
+        return 0.0
+    errors = [(cell.ruler.ttft_error_ms or {}).get(p, 0.0) for cell in side.cells]
+    return min(max(errors) / value, 1.0)
+
+
+def _p_value(ratio: float, ci95: Interval) -> float:
+    """How likely a ratio as far from 1 is by chance, from the half of the interval towards 1."""
+    near = ci95[0] if ratio >= 1 else ci95[1]
+    if ratio == 0 or math.isinf(ratio):
+        return 0.0 if (near > 1) == (ratio > 1) and near != 1 else 1.0
+    half = abs(math.log(ratio) - (math.log(near) if near > 0 else -math.inf))
+    effect = abs(math.log(ratio))
+    if half == 0:
+        return 1.0 if effect == 0 else 0.0
+    return math.erfc(Z * effect / half / math.sqrt(2))

@@ -1,0 +1,91 @@
+"""Effective sample sizes: all values of what is independent, few of what is not."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.integrate import trapezoid
+from scipy.signal import lfilter
+from scipy.stats import norm
+
+from llmbench.measure.autocorrelation import (
+    autocorrelation_time,
+    effective_n,
+    is_dependent,
+)
+from llmbench.measure.statistics import Floats, interval, quantile
+
+
+def series(n: int, phi: float, seed: int) -> Floats:
+    """A stationary autoregressive series of the first order, of normal values."""
+    noise = np.random.default_rng(seed).normal(size=n + 200)
+    return np.asarray(lfilter([math.sqrt(1 - phi**2)], [1, -phi], noise)[200:])
+
+
+def truth(phi: float, p: float) -> float:
+    """τ of the indicator of quantile ``p`` of that series: P(both ≤ q) of two normal values with
+    the correlation φᵏ, by integration (the median has 1 + 4/π Σ asin φᵏ)."""
+    if p == 0.5:
+        return 1 + 4 / math.pi * sum(math.asin(phi**k) for k in range(1, 200))
+    q, at = norm.ppf(p), np.linspace(-9, norm.ppf(p), 4001)
+    total = 0.0
+    for k in range(1, 60):
+        r = phi**k
+        both = trapezoid(norm.pdf(at) * norm.cdf((q - r * at) / math.sqrt(1 - r * r)), at)
+        total += both - p * p
+    return float(1 + 2 * total / (p * (1 - p)))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 36, 72, 500])
+def test_equal_values_are_independent(n: int) -> None:
+    values = np.full(n, 3.0)
+    assert not is_dependent(values)
+    assert effective_n(values, 3.0) == n
+    assert autocorrelation_time(values) == 1
+
+
+def test_independent_values_are_all_counted() -> None:
+    sizes = [effective_n(series(200, 0.0, seed), 0.0) for seed in range(100)]
+    assert sizes.count(200) >= 95
+    assert np.mean(sizes) > 195
+
+
+def test_failures_alone_do_not_make_values_dependent() -> None:
+    values = series(100, 0.0, 1)
+    values[10::10] = np.inf
+    assert effective_n(values, quantile(np.sort(values), 0.5)) == 100
+
+
+def test_alternating_values_are_worth_no_more_than_they_are() -> None:
+    assert effective_n(np.tile([1.0, 2.0], 50), 1.0) == 100
+
+
+def test_a_drift_is_seen() -> None:
+    assert effective_n(np.arange(100.0), 50.0) < 10
+
+
+@pytest.mark.parametrize("phi", [0.5, 0.8])
+@pytest.mark.parametrize("p", [0.5, 0.9])
+def test_dependent_values_are_worth_what_theory_says(phi: float, p: float) -> None:
+    n = 2000
+    sizes = [effective_n(series(n, phi, seed), float(norm.ppf(p))) for seed in range(20)]
+    assert np.mean(sizes) == pytest.approx(n / truth(phi, p), rel=0.2)
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.5, 0.8])
+@pytest.mark.parametrize("p", [0.5, 0.9])
+def test_intervals_hold_the_truth(phi: float, p: float) -> None:
+    held = []
+    for seed in range(150):
+        values = series(300, phi, 1000 + seed)
+        ordered = np.sort(values)
+        bounds = interval(ordered, p, effective_n(values, quantile(ordered, p)))
+        if bounds is not None:
+            held.append(bounds[0] <= norm.ppf(p) <= bounds[1])
+    assert len(held) > 120
+    assert np.mean(held) > 0.9  # the benchmark has the exact shares
+
+
+def test_the_mean_of_dependent_values() -> None:
+    times = [autocorrelation_time(series(2000, 0.5, seed)) for seed in range(20)]
+    assert np.mean(times) == pytest.approx(3.0, rel=0.15)  # (1 + φ) / (1 − φ)
