@@ -18,6 +18,10 @@ millisecond, and must not reach past the due time."""
 MANY = 16
 
 
+NEAR_NS = 300_000
+"""So near to a due time, before it and after, sockets are left unread."""
+
+
 class Poller:
     """Watches sockets by their descriptors, inside a running event loop.
 
@@ -55,6 +59,8 @@ class Poller:
 
     def _drain(self, epoll: "select.epoll") -> None:
         now_ns = time.monotonic_ns()
+        if self._busy(now_ns):
+            return
         early_ns = self._looked_at_ns + LOOK_EVERY_NS - now_ns
         if self.due_ns > now_ns:
             early_ns = min(early_ns, self.due_ns - BLOCK_NS - now_ns)
@@ -65,6 +71,12 @@ class Poller:
         for descriptor, _ in epoll.poll(0):
             if ready := ready_of(descriptor):  # an earlier call may have closed it
                 ready()
+            if self._busy(time.monotonic_ns()):
+                break  # the others are stamped, and still there at the next look
+
+    def _busy(self, now_ns: int) -> bool:
+        """Whether a request is to be sent right now: what has come can wait."""
+        return -NEAR_NS < now_ns - self.due_ns < NEAR_NS
 
     def _look_then(self, ready: Callable[[], None]) -> None:
         self.empty_at_ns, self._looked_at_ns = self._looked_at_ns, time.monotonic_ns()
