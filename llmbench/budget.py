@@ -45,6 +45,21 @@ LEAST_DEADLINE_S = 0.001
 MOST_WORDS_PER_MIN = 100_000.0
 FORMATS = ("table", "markdown", "csv", "json")
 
+VOICE: dict[str, Any] = {
+    "concurrency": [1, 2, 4, 8, 16],
+    "turns": 4,
+    "think_time": "1s",
+    "prompt_tokens": [256],
+    "output_tokens": 64,
+    "requests": 96,
+    "text": "voice",
+    "calibrate": False,
+}
+"""What is measured where there is no run: conversations of a few turns."""
+
+MEASURED = frozenset(VOICE.keys() - {"text", "calibrate"} | {"target", "model", "out"})
+"""The keys of a sweep that are flags here too."""
+
 _SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
 _SAMPLE = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)\s*(ms|s|)")
 _HEAD_UNIT = re.compile(r"(?:.*[\s_(\[])?(ms|s)[)\]]?", re.IGNORECASE)
@@ -69,7 +84,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     def flag(name: str, text: str, **options: Any) -> None:
         parser.add_argument(name, default=argparse.SUPPRESS, help=text, **options)
 
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "run_dir",
+        type=Path,
+        metavar="RUN",
+        nargs="?",
+        help="a run directory; without one the target is measured first",
+    )
     flag("--budget", "how long a turn may take, such as 800ms", metavar="TIME")
     flag(
         "--stage",

@@ -11,6 +11,8 @@ from llmbench.errors import UserError
 from llmbench.flags import WRONG_USAGE, parser
 
 if TYPE_CHECKING:
+    from llmbench.config import Sweep
+    from llmbench.drive.sweep import SweepRun
     from llmbench.records import Cell
     from llmbench.store import Run
 
@@ -49,11 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def sweep(args: argparse.Namespace) -> int:
     """Measure every target × concurrency × prompt length, and print one table."""
-    from llmbench import host
     from llmbench.config import load_sweep
-    from llmbench.drive.sweep import SweepRun
-    from llmbench.report.live import LiveView
-    from llmbench.store import RunDirectory
 
     settings = load_sweep(_given(args), args.config)
     if args.dry_run:
@@ -61,6 +59,17 @@ def sweep(args: argparse.Namespace) -> int:
 
         sys.stdout.write(render_plan(settings))
         return GOOD
+    run = _measure(settings)
+    return INTERRUPTED if run.interrupted else _exit_code(run.cells)
+
+
+def _measure(settings: "Sweep", *, quiet: bool = False) -> "SweepRun":
+    """Run a sweep, store it, and print its table, unless ``quiet``, whatever becomes of it."""
+    from llmbench import host
+    from llmbench.drive.sweep import SweepRun
+    from llmbench.report.live import LiveView
+    from llmbench.store import RunDirectory
+
     directory = RunDirectory.create(settings, settings.targets(), host.describe())
     view = LiveView()
     run = SweepRun(directory, view)
@@ -72,9 +81,10 @@ def sweep(args: argparse.Namespace) -> int:
             calibrate_cells(directory, run.single_cells, view)
     finally:
         directory.save_summary(run.cells)
-        _print_cells(directory.run, run.cells, settings.format, settings.baseline)
+        if not quiet:
+            _print_cells(directory.run, run.cells, settings.format, settings.baseline)
         print(f"evidence: {directory.path}", file=sys.stderr)
-    return INTERRUPTED if run.interrupted else _exit_code(run.cells)
+    return run
 
 
 def capacity(args: argparse.Namespace) -> int:
@@ -164,6 +174,16 @@ def budget(args: argparse.Namespace) -> int:
     """Say whether spoken turns keep within their budget, and for how many users."""
     from llmbench import budget
 
+    if args.run_dir is None:
+        from llmbench.config import load_sweep
+
+        budget.settings_from(args)  # what is wrong with it is said before anything is measured
+        keys = budget.MEASURED & vars(args).keys()
+        spoken = budget.VOICE | {key: getattr(args, key) for key in keys}
+        run = _measure(load_sweep(spoken, args.config), quiet=True)
+        if run.interrupted:
+            return INTERRUPTED
+        args.run_dir = run.path
     return budget.run(args)
 
 

@@ -306,8 +306,28 @@ def _compare_flags(parser: argparse.ArgumentParser) -> None:
 
 def _budget_flags(parser: argparse.ArgumentParser) -> None:
     from llmbench import budget
+    from llmbench.lists import counts, items
 
     budget.add_flags(parser)
+    group = parser.add_argument_group(
+        "what is measured first where no RUN is given", "as for llmbench sweep; voice turns"
+    )
+
+    def flag(name: str, text: str, **options: Any) -> None:
+        group.add_argument(name, default=argparse.SUPPRESS, help=text, **options)
+
+    flag("--target", "a URL or an engine; repeat for several", action="append", metavar="T")
+    flag("--model", "model to ask for", metavar="M")
+    flag("--concurrency", "users at once (default: 1,2,4,8,16)", type=counts, metavar="N,…")
+    flag("--turns", "turns of a conversation (default: 4)", type=int, metavar="N")
+    flag("--think-time", "pause between turns (default: 1s)", metavar="T")
+    flag("--prompt-tokens", "length of the first prompt (default: 256)", type=items, metavar="N")
+    flag("--output-tokens", "length of the replies (default: 64)", type=int, metavar="N")
+    flag("--requests", "requests a load (default: 96)", type=int, metavar="N")
+    flag("--out", "run directory (default: results/<time>-<name>)", metavar="DIR")
+    group.add_argument(
+        "--config", type=Path, default=None, metavar="FILE", help="a sweep's TOML, for all else"
+    )
 
 
 def _truth_server_flags(parser: argparse.ArgumentParser) -> None:

@@ -17,23 +17,28 @@ millisecond, and must not reach past the due time."""
 
 MANY = 16
 
-
 NEAR_NS = 300_000
 """So near to a due time, before it and after, sockets are left unread."""
+
+FEW = 8
+"""How many sockets an open loop reads at a time: what their replies take to keep must not make the
+next request late."""
 
 
 class Poller:
     """Watches sockets by their descriptors, inside a running event loop.
 
-    ``empty_at_ns`` is when it looked before: what a socket has now was not there then. ``due_ns``
-    is when the next request of an open loop is to be sent, which the poller does not sleep through.
+    ``empty_at_ns`` is when it looked at all of them before: what one has now was not there then.
+    ``due_ns`` is when the next request of an open loop is to be sent, which the poller does not
+    sleep through; 0 in a closed loop.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._ready: dict[int, Callable[[], None]] = {}
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
-        self._looked_at_ns = self.empty_at_ns = time.monotonic_ns()
+        self._looked_at_ns = self._saw_all_at_ns = self.empty_at_ns = time.monotonic_ns()
+        self._saw_all = True
         self.due_ns = 0
         if self._epoll is not None:
             self._loop.add_reader(self._epoll.fileno(), self._drain, self._epoll)
@@ -64,20 +69,26 @@ class Poller:
         early_ns = self._looked_at_ns + LOOK_EVERY_NS - now_ns
         if self.due_ns > now_ns:
             early_ns = min(early_ns, self.due_ns - BLOCK_NS - now_ns)
-        if early_ns > 0 and len(self._ready) >= MANY:
+        if early_ns > 0 and len(self._ready) >= MANY and self._saw_all:
             time.sleep(early_ns / 1e9)
-        self.empty_at_ns, self._looked_at_ns = self._looked_at_ns, time.monotonic_ns()
+        self._looked_at_ns, self.empty_at_ns = time.monotonic_ns(), self._saw_all_at_ns
+        most = FEW if self.due_ns else -1
+        waiting = epoll.poll(0, most)
+        self._saw_all = len(waiting) != most
         ready_of = self._ready.get
-        for descriptor, _ in epoll.poll(0):
+        for descriptor, _ in waiting:
+            if self.due_ns and self._busy(time.monotonic_ns()):
+                self._saw_all = False  # what is left is stamped, and still there at the next look
+                break
             if ready := ready_of(descriptor):  # an earlier call may have closed it
                 ready()
-            if self._busy(time.monotonic_ns()):
-                break  # the others are stamped, and still there at the next look
+        if self._saw_all:
+            self._saw_all_at_ns = self._looked_at_ns
 
     def _busy(self, now_ns: int) -> bool:
         """Whether a request is to be sent right now: what has come can wait."""
         return -NEAR_NS < now_ns - self.due_ns < NEAR_NS
 
     def _look_then(self, ready: Callable[[], None]) -> None:
-        self.empty_at_ns, self._looked_at_ns = self._looked_at_ns, time.monotonic_ns()
+        self.empty_at_ns, self._saw_all_at_ns = self._saw_all_at_ns, time.monotonic_ns()
         ready()

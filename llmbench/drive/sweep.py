@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -101,6 +102,11 @@ class SweepRun:
         self._task: asyncio.Task[None] | None = None
         self.interrupted = False
         self._measured: list[Measured] = []
+
+    @property
+    def path(self) -> Path:
+        """Where it is stored."""
+        return self._directory.path
 
     @property
     def cells(self) -> list[Cell]:

@@ -8,6 +8,7 @@ from llmbench.config import MOST_REQUESTS, Sweep
 from llmbench.plan.arrivals import read_rate
 from llmbench.plan.grid import grid
 from llmbench.plan.lengths import read_seconds
+from llmbench.plan.until import LOOKS
 from llmbench.records import TRACE, CellFacts, Load
 
 GUESSED_TOKEN_S = 0.025
@@ -61,6 +62,11 @@ def _content(cells: list[CellFacts]) -> list[str]:
         if content.turns > 1:
             think = f", thinking {content.think_time} s between" if content.think_time else ""
             lines.append(f"conversations of {content.turns} turns{think}")
+    lines += [
+        f"a cell ends earlier, at one of {LOOKS} looks, when {load.until} is reached"
+        for load in (cell.load for cell in cells)
+        if load.until
+    ]
     return list(dict.fromkeys(lines))
 
 
