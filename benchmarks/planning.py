@@ -47,7 +47,8 @@ def fixed(args: argparse.Namespace, _: str) -> None:
 
 def drawn(args: argparse.Namespace, _: str) -> None:
     law = f"normal({args.tokens},{args.tokens // 4})"
-    plan(args, Content(prompt_lengths=law, shared_prefix=0.5), f"{args.prompts:,} of {law}, half shared")
+    content = Content(prompt_lengths=law, shared_prefix=0.5)
+    plan(args, content, f"{args.prompts:,} of {law}, half shared")
 
 
 def plan(args: argparse.Namespace, content: Content, what: str) -> None:

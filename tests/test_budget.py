@@ -37,6 +37,7 @@ from llmbench.measure.speech import Manner
 from llmbench.measure.summary import summarize
 from llmbench.measure.turn_budget import budget_row, counted, spoken
 from llmbench.records import CellFacts, Load, Target, Trace
+from llmbench.store import RunDirectory
 from llmbench.truth.process import TruthServer
 
 INF = math.inf
@@ -466,3 +467,21 @@ def test_what_the_cell_took_for_warm_up_is_not_counted() -> None:
     cell = summarize(TARGET, FACTS, [each.request for each in requests])
     cell.warmup_removed = 2
     assert [each.request.index for each in counted(cell, requests)] == [2, 3]
+
+
+def test_without_a_run_the_target_is_measured_first(
+    truth: Callable[..., TruthServer], run_llmbench: Llmbench, run_dir: Path
+) -> None:
+    flags = "--concurrency 1,2 --turns 2 --think-time 10ms --requests 8 --output-tokens 8"
+    done = run_llmbench(
+        *("budget", "--target", truth().url, *flags.split(), "--out", run_dir),
+        *("--budget", "60s", "--stage", "stt=100ms"),
+    )
+    assert done.code == 0, done.err
+    rows = RunDirectory.open(run_dir).run.cells
+    assert [each.load.concurrency for each in rows] == [1, 2]
+    assert {each.load.content.text for each in rows} == {"voice"}
+    assert "up to 2 users" in done.out
+    assert (
+        run_llmbench("budget", run_dir, "--budget", "60s", "--stage", "stt=100ms").out == done.out
+    )
