@@ -15,9 +15,10 @@ from conftest import Answer, Asked, Llmbench, ThreadedServer, peak
 
 from llmbench.apis.dialect import DIALECTS
 from llmbench.drive.board import Board
+from llmbench.drive.client import Client, sleep_until
 from llmbench.drive.clock import Clock
 from llmbench.drive.job import Job
-from llmbench.drive.open_loop import until
+from llmbench.drive.open_loop import SPIN_NS, until
 from llmbench.drive.spool import Spool
 from llmbench.plan.scale import Scale
 from llmbench.plan.schedule import schedule
@@ -217,11 +218,25 @@ async def test_the_times_of_a_trace_and_its_lengths(truth: Truth, tmp_path: Path
     assert [each - tokens[0] for each in tokens] == [n % 2 for n in range(12)]
 
 
+class Waits(Client):
+    """A client that is only waited with."""
+
+    def __init__(self) -> None:
+        self.waited_ns: list[int] = []
+
+    def wait(self, until_ns: int) -> None:
+        self.waited_ns.append(until_ns)
+        sleep_until(until_ns)
+
+
 async def test_until_returns_at_its_time() -> None:
+    client = Waits()
     due_ns = time.monotonic_ns() + 5_000_000
-    await until(due_ns)
+    await until(due_ns, client)
     assert time.monotonic_ns() >= due_ns
-    await until(due_ns - 10**9)  # past: at once, without giving way
+    assert client.waited_ns == [due_ns - SPIN_NS]
+    await until(due_ns - 10**9, client)  # past: at once, without giving way
+    assert len(client.waited_ns) == 1
 
 
 # ── as a user ────────────────────────────────────────────────────────────────────────────────────

@@ -91,3 +91,12 @@ async def test_a_socket_that_was_removed_is_not_called(watched: Watched) -> None
         theirs.send(b"x")
         await asyncio.sleep(0.01)
     assert called == []
+
+
+async def test_while_it_blocks_for_a_request_it_reads(watched: Watched) -> None:
+    written_ns = await watched.write_to_all()
+    watched.poller.due_ns = time.monotonic_ns() + 50_000_000
+    watched.poller.serve(watched.poller.due_ns)
+    assert time.monotonic_ns() >= watched.poller.due_ns
+    assert len(watched.empty_at_ns) == COUNT
+    assert max(watched.empty_at_ns) <= written_ns

@@ -1,5 +1,6 @@
 """What every client does: open its connections, exchange calls for traces, close."""
 
+import time
 from array import array
 from typing import Protocol
 
@@ -25,6 +26,9 @@ class Client(Protocol):
 
     def expect(self, due_ns: int) -> None:
         """A call is to be sent at ``due_ns`` on the monotonic clock: be awake then."""
+
+    def wait(self, until_ns: int) -> None:
+        """Block the process until then, for the call that is to be sent; read, if that can be."""
 
     async def exchange(self, call: Call) -> Trace:
         """Send ``call`` and see its reply to the end; cancelled, return what had come so far."""
@@ -108,3 +112,10 @@ class Recording:
 
 def _column(values: Ints) -> Integers:
     return array("q", values.astype(np.int64).tobytes())
+
+
+def sleep_until(at_ns: int) -> None:
+    """Block until then on the monotonic clock."""
+    left_ns = at_ns - time.monotonic_ns()
+    if left_ns > 0:
+        time.sleep(left_ns / 1e9)

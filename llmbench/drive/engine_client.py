@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from llmbench.drive.client import sleep_until
 from llmbench.drive.clock import Clock
 from llmbench.engines.hosted import CANCEL_TIMEOUT_S, Answer, HostedEngine
 from llmbench.hosts.protocol import Prompt
@@ -34,6 +35,9 @@ class EngineClient:
     async def prepare(self, stream: int) -> None: ...
 
     def expect(self, due_ns: int) -> None: ...
+
+    def wait(self, until_ns: int) -> None:
+        sleep_until(until_ns)
 
     async def exchange(self, call: Call) -> Trace:
         return (await self.exchange_batch([call]))[0]

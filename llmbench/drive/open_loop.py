@@ -7,7 +7,6 @@ goes out at once, what finds no free place waits for one, and its latency counts
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain, pairwise
@@ -97,7 +96,7 @@ class OpenLoop(Loop):
             if not ready:
                 break
             self._client.expect(ready[0].due_ns)
-            await until(ready[0].due_ns)
+            await until(ready[0].due_ns, self._client)
             while ready and ready[0].due_ns <= monotonic_ns():
                 self._begin_session(ready.popleft())
             await asyncio.sleep(0)  # what was started is sent now
@@ -163,7 +162,7 @@ class OpenLoop(Loop):
                 turn=turn,
                 due_ns=due_ns,
             )
-            await until(due_ns)
+            await until(due_ns, self._client)
 
     async def _exchange(self, call: Call) -> Trace | None:
         """Send ``call`` as soon as it may go; its trace, or ``None`` where it failed."""
@@ -211,12 +210,12 @@ class OpenLoop(Loop):
         self._idle.append(stream)
 
 
-async def until(due_ns: int) -> None:
+async def until(due_ns: int, client: Client) -> None:
     """Return at ``due_ns`` on the monotonic clock, or at once if that is past."""
     while (left_ns := due_ns - monotonic_ns()) > BLOCK_NS:
         await asyncio.sleep((left_ns - BLOCK_NS) / 1e9)
     if left_ns > SPIN_NS:
-        time.sleep((left_ns - SPIN_NS) / 1e9)  # noqa: ASYNC251 - the process belongs to this request now
+        client.wait(due_ns - SPIN_NS)
     while monotonic_ns() < due_ns:
         pass
 

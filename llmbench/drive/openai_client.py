@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import openai
 
-from llmbench.drive.client import Recording
+from llmbench.drive.client import Recording, sleep_until
 from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import Endpoint
 from llmbench.records import Call, Integers, Trace
@@ -49,6 +49,9 @@ class OpenAIClient:
         """Nothing to do, as for ``open``."""
 
     def expect(self, due_ns: int) -> None: ...
+
+    def wait(self, until_ns: int) -> None:
+        sleep_until(until_ns)
 
     async def exchange(self, call: Call) -> Trace:
         recording = Recording()

@@ -20,6 +20,7 @@ MANY = 16
 NEAR_NS = 300_000
 """So near to a due time, before it and after, sockets are left unread."""
 
+SERVE_EVERY_NS = 200_000
 FEW = 8
 """How many sockets an open loop reads at a time: what their replies take to keep must not make the
 next request late."""
@@ -71,8 +72,20 @@ class Poller:
             early_ns = min(early_ns, self.due_ns - BLOCK_NS - now_ns)
         if early_ns > 0 and len(self._ready) >= MANY and self._saw_all:
             time.sleep(early_ns / 1e9)
+        self._look(epoll, FEW if self.due_ns else -1)
+
+    def serve(self, until_ns: int) -> None:
+        """Block until then, and read what comes meanwhile."""
+        while (left_ns := until_ns - time.monotonic_ns()) > NEAR_NS and self._epoll is not None:
+            self._look(self._epoll, FEW)
+            if self._saw_all:
+                time.sleep(min(left_ns - NEAR_NS, SERVE_EVERY_NS) / 1e9)
+        if left_ns > 0:
+            time.sleep(left_ns / 1e9)
+
+    def _look(self, epoll: "select.epoll", most: int) -> None:
+        """Read ``most`` of the sockets that have something, or all of them where that is -1."""
         self._looked_at_ns, self.empty_at_ns = time.monotonic_ns(), self._saw_all_at_ns
-        most = FEW if self.due_ns else -1
         waiting = epoll.poll(0, most)
         self._saw_all = len(waiting) != most
         ready_of = self._ready.get

@@ -74,6 +74,9 @@ class WireClient:
     def expect(self, due_ns: int) -> None:
         self._poller.due_ns = due_ns
 
+    def wait(self, until_ns: int) -> None:
+        self._poller.serve(until_ns)
+
     async def exchange(self, call: Call) -> Trace:
         if call.stream not in self._connections:
             await self.prepare(call.stream)
