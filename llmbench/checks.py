@@ -16,6 +16,9 @@ from llmbench.targets import IN_PROCESS, suggestion
 if TYPE_CHECKING:
     from llmbench.config import Sweep
 
+BARGE_IN_AFTER = "uniform(0.2,1)"
+"""Seconds from a reply's first token to the user's cut, if nothing is said."""
+
 Place = Callable[[str], str]
 """What to call a key where the user gave it: the flag, or the file and the key."""
 
@@ -106,6 +109,14 @@ def _conversation(sweep: "Sweep", place: Place) -> None:
             raise UserError(
                 f"{place('think_time')}: there is nothing to think about in one turn; give --turns"
             )
+    if sweep.barge_in:
+        read_seconds(str(sweep.barge_in_after), place("barge_in_after"))
+        if sweep.turns == 1:
+            raise UserError(
+                f"{place('barge_in')}: users cut off a reply to say their next turn; give --turns"
+            )
+    elif sweep.barge_in_after != BARGE_IN_AFTER:
+        raise UserError(f"{place('barge_in_after')}: no reply is cut off; give --barge-in")
     if sweep.batch_size and (sweep.turns > 1 or sweep.dataset):
         key = "dataset" if sweep.dataset else "turns"
         raise UserError(f"{place(key)}: static batches have one turn, of one length")
@@ -128,8 +139,9 @@ def _clients(sweep: "Sweep", place: Place) -> None:
         raise UserError(
             f"{place('first_token_timeout')}: must be less than the timeout, {sweep.timeout:g} s"
         )
-    if sweep.first_token_timeout and sweep.client != ["wire"]:
-        raise UserError(f"{place('first_token_timeout')}: only the wire client has one")
+    for key in ("first_token_timeout", "barge_in"):
+        if getattr(sweep, key) and sweep.client != ["wire"]:
+            raise UserError(f"{place(key)}: only the wire client can do that")
     inside = [target.name for target in sweep.targets() if target.engine in IN_PROCESS]
     if not inside:
         return
@@ -139,5 +151,6 @@ def _clients(sweep: "Sweep", place: Place) -> None:
                 f"{place(key)}: {inside[0]} is called in process, where prefix caches are off; "
                 f"serve it over HTTP"
             )
-    if sweep.first_token_timeout:
-        raise UserError(f"{place('first_token_timeout')}: {inside[0]} is called in process")
+    for key in ("first_token_timeout", "barge_in"):
+        if getattr(sweep, key):
+            raise UserError(f"{place(key)}: {inside[0]} is called in process; serve it over HTTP")

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
-from llmbench.checks import check_load, dataset_format
+from llmbench.checks import BARGE_IN_AFTER, check_load, dataset_format
 from llmbench.errors import UserError
 from llmbench.measure.slo import limits_ms, read_slo
 from llmbench.plan.arrivals import Rate, read_arrivals, read_rate
@@ -99,6 +99,8 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     turns: Annotated[int, Meta(ge=1, le=1000)] = 1
     think_time: float | str = ""
     natural_stops: bool = False
+    barge_in: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    barge_in_after: float | str = BARGE_IN_AFTER
     seed: Annotated[int, Meta(ge=0)] = 0
     repeat: Annotated[int, Meta(ge=1, le=1000)] = 1
     timeout: Seconds = 300.0
@@ -153,6 +155,8 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             turns=self.turns,
             think_time=str(read_seconds(str(self.think_time))) if self.think_time != "" else "",
             natural_stops=self.natural_stops,
+            barge_in=self.barge_in,
+            barge_in_after=str(read_seconds(str(self.barge_in_after))) if self.barge_in else "",
             seed=self.seed,
         )
         load = Load(

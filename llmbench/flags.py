@@ -230,6 +230,17 @@ def _content_flags(flag: Callable[..., None]) -> None:
     )
     flag("--turns", "turns of a conversation (default: 1)", type=int, metavar="N")
     flag("--think-time", "seconds between turns: 2, 500ms, lognormal(2,0.5), …", metavar="T")
+    flag(
+        "--barge-in",
+        "share of the replies, from 0 to 1, that users cut off to say their next turn",
+        type=float,
+        metavar="X",
+    )
+    flag(
+        "--barge-in-after",
+        "seconds from the first token to the cut (default: uniform(0.2,1))",
+        metavar="T",
+    )
     flag("--natural-stops", "let replies end where the model ends them", action="store_true")
     flag("--seed", "of all that is drawn (default: 0)", type=int, metavar="N")
 

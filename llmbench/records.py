@@ -133,6 +133,8 @@ class Content(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``output_lengths`` are the distributions that lengths are drawn from, empty for fixed ones.
     ``shared_prefix`` is the share of a prompt that all of a cell have in common. A session has
     ``turns`` turns, with a ``think_time`` (seconds, a distribution) between a reply and the next.
+    ``barge_in`` is the share of its replies, but for the last, that the user cuts off,
+    ``barge_in_after`` (seconds, a distribution) after their first token.
     """
 
     text: str = "lighthouse"
@@ -147,6 +149,8 @@ class Content(Struct, frozen=True, kw_only=True, omit_defaults=True):
     turns: int = 1
     think_time: str = ""
     natural_stops: bool = False
+    barge_in: float = 0.0
+    barge_in_after: str = ""
     seed: int = 0
 
     @property
@@ -270,7 +274,8 @@ class CellFacts(Struct, frozen=True, kw_only=True):
 class Call(Struct, frozen=True):
     """One request, encoded before its clock starts. ``body`` is the JSON document to post.
 
-    ``due_ns`` is when it is to be sent, in an open loop (see ``Trace``).
+    ``due_ns`` is when it is to be sent, in an open loop (see ``Trace``), and ``cut_after_s`` how
+    long after its first token the reply is to be cut off, where it is.
     """
 
     cell: int
@@ -282,6 +287,7 @@ class Call(Struct, frozen=True):
     session: int = 0
     turn: int = 0
     due_ns: int | None = None
+    cut_after_s: float | None = None
 
 
 class Connect(Struct, frozen=True, omit_defaults=True):
@@ -320,8 +326,11 @@ class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     that sent the request took: it left then (0 where unknown). ``due_ns`` is when an open loop
     had it due, from the run's zero like ``sent_ns``, and ``queued_ns`` for how long after that it
     waited because as many as may be were in flight. ``session`` and ``turn`` (from 0) place it in
-    its conversation. ``error`` is the kind of failure that the transport saw (``reset``,
-    ``timeout``, …) and ``detail`` its words; what the reply itself says is decoded later.
+    its conversation. ``cut_ns`` is when the user cut the reply off, from ``sent_ns``, and
+    ``stop_ns`` how long the server went on sending after that (``None`` if longer than the client
+    had patience for): what came then was for nobody. ``error`` is the kind of failure that the
+    transport saw (``reset``, ``timeout``, …) and ``detail`` its words; what the reply itself says
+    is decoded later.
     """
 
     cell: int
@@ -334,6 +343,8 @@ class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     turn: int = 0
     due_ns: int | None = None
     queued_ns: int = 0
+    cut_ns: int | None = None
+    stop_ns: int | None = None
     request_id: str = ""
     send_ns: int = 0
     status: int = 0
@@ -431,6 +442,10 @@ class RequestMetrics(Struct, frozen=True, kw_only=True):
     the output length from the best source there is, which ``token_source`` names; ``head_share`` is
     the share of them, but for the first, that came with the first event.
 
+    A reply that the user ``cut`` off is as good as what came until then, but for its end-to-end
+    latency; ``stop_s`` is how long the server went on sending after that, ``None`` where its end
+    was not seen.
+
     The reply had ``events`` content events, the first ``first_ns`` and the last ``last_ns`` after
     ``sent_ns``, and ``gaps_s`` between them. Those are of 24 bits: 0.6 ns at 10 ms, less than any
     stamp resolves. ``counted`` says that the server kept a running count of tokens; ``steps`` is by
@@ -444,6 +459,7 @@ class RequestMetrics(Struct, frozen=True, kw_only=True):
 
     phase: Phase
     index: int = 0
+    session: int = 0
     turn: int = 0
     run: int = 0
     sent_ns: int
@@ -466,6 +482,8 @@ class RequestMetrics(Struct, frozen=True, kw_only=True):
     ttfat_s: float | None = None
     e2e_s: float | None = None
     tpot_s: float | None = None
+    cut: bool = False
+    stop_s: float | None = None
     events: int
     first_ns: int | None = None
     last_ns: int | None = None
@@ -566,6 +584,19 @@ class Turn(Struct, kw_only=True):
     ttft_ms: Block
     prompt_tokens: Range | None = None
     cached_share: float | None = None
+
+
+class BargeIn(Struct, kw_only=True):
+    """What came of the replies that users cut off: ``cut`` of them. ``stop_ms`` is how long the
+    server went on sending; one that had not stopped when the client lost patience counts as +∞.
+    ``next_ttft_ms`` is TTFT of the turns after them, ``other_ttft_ms`` that of the turns after a
+    reply that was heard to its end.
+    """
+
+    cut: int
+    stop_ms: Block | None = None
+    next_ttft_ms: Block | None = None
+    other_ttft_ms: Block | None = None
 
 
 class Repeats(Struct, kw_only=True):
@@ -690,6 +721,7 @@ class Cell(Struct, kw_only=True):
     cache_asked: str | None = None
     cached_share_source: str | None = None
     turns: list[Turn] | None = None
+    barge_in: BargeIn | None = None
     tpot_by_length: list[LengthBin] | None = None
     repeats: Repeats | None = None
     goodput: Goodput | None = None

@@ -69,6 +69,8 @@ def test_every_default() -> None:
         "turns": 1,
         "think_time": "",
         "natural_stops": False,
+        "barge_in": 0.0,
+        "barge_in_after": "uniform(0.2,1)",
         "seed": 0,
         "repeat": 1,
         "timeout": 300.0,
@@ -179,6 +181,9 @@ dataset_columns = { prompt = "question" }
 skip_broken = true
 duration = 1.5
 first_token_timeout = 4
+turns = 2
+barge_in = 0.25
+barge_in_after = "400ms"
 """
 
 
@@ -234,6 +239,9 @@ def test_every_key_of_an_open_loop(toml: Any, tmp_path: Path) -> None:
         skip_broken=True,
         duration=1.5,
         first_token_timeout=4.0,
+        turns=2,
+        barge_in=0.25,
+        barge_in_after="400ms",
     )
 
 

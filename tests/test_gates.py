@@ -1,10 +1,11 @@
 """Each gate fires on a real cause: hogs, a stopped process, bursts, a proxy that buffers, …"""
 
 import gc
-import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,25 +28,19 @@ Run = Callable[..., Any]
 QUICK = ("--output-tokens", "20", "--prompt-tokens", "32", "--no-calibrate", "--format", "json")
 
 
-def burn() -> None:
-    os.sched_setaffinity(0, {0})
-    while True:
-        pass
+BURN = "import os; os.sched_setaffinity(0, {0})\nwhile True: pass"
 
 
 @contextmanager
 def hogs(count: int) -> Iterator[None]:
     """``count`` processes that want all of core 0."""
-    context = multiprocessing.get_context("spawn")
-    running = [context.Process(target=burn, daemon=True) for _ in range(count)]
-    for hog in running:
-        hog.start()
+    running = [subprocess.Popen([sys.executable, "-S", "-c", BURN]) for _ in range(count)]
     try:
         yield
     finally:
         for hog in running:
             hog.kill()
-            hog.join()
+            hog.wait()
 
 
 def test_a_client_starved_by_cpu_hogs_publishes_nothing(truth: Any, run_llmbench: Run) -> None:

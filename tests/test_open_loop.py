@@ -58,12 +58,17 @@ class Ran:
 
 
 async def run(
-    url: str, folder: Path, load: Load, interrupt_s: float | None = None, **fields: Any
+    url: str,
+    folder: Path,
+    load: Load,
+    interrupt_s: float | None = None,
+    ca_file: str = "",
+    **fields: Any,
 ) -> Ran:
     clock = Clock()
     job = Job(
         facts=CellFacts(cell=0, target=0, client="wire", load=load),
-        target=Target(spec=url, name="t", url=f"{url}/v1", model="truth"),
+        target=Target(spec=url, name="t", url=f"{url}/v1", model="truth", ca_file=ca_file),
         dialect=DIALECTS[0],
         scale=Scale(((8, 8),)),
         salt="s",

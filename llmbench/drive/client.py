@@ -50,6 +50,7 @@ class Recording:
     def __init__(self) -> None:
         self.connect: Connect | None = None
         self.sent_ns = self.send_ns = 0
+        self.cut_at_ns = self.stop_at_ns = 0
         self.status = 0
         self.headers: dict[str, str] = {}
         self.pieces: list[bytes] = []
@@ -86,6 +87,8 @@ class Recording:
             sent_ns=sent_ns - zero_ns,
             end_ns=end_ns - sent_ns,
             send_ns=self.send_ns,
+            cut_ns=self.cut_at_ns - sent_ns if self.cut_at_ns else None,
+            stop_ns=self.stop_at_ns - self.cut_at_ns if self.stop_at_ns else None,
             status=self.status,
             headers=self.headers,
             connect=self.connect,

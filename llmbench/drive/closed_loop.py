@@ -52,9 +52,10 @@ class ClosedLoop(Loop):
 
     async def _converse(self, stream: int, number: int, session: Session) -> None:
         said: list[Message] = []
+        ago_s = 0.0
         for turn, ask in enumerate(session.asks):
-            if turn and session.pauses_s[turn - 1]:
-                await asyncio.sleep(session.pauses_s[turn - 1])
+            if turn:
+                await asyncio.sleep(max(session.pauses_s[turn - 1] - ago_s, 0))
             ticket = self.board.take()
             if ticket is None:
                 return
@@ -63,7 +64,9 @@ class ClosedLoop(Loop):
             if self.keep(call, trace):
                 await asyncio.sleep(PAUSE_AFTER_FAILURE_S)
                 return
+            if trace.cut_ns is not None:
+                await self._client.prepare(stream)
             if turn + 1 < len(session.asks):
                 if (reply := self._script.reply(trace)) is None:
                     return
-                said = [*said, *ask.messages, reply]
+                said, ago_s = [*said, *ask.messages, reply], self.since_cut_s(trace)

@@ -18,7 +18,7 @@ from llmbench.drive.running import Loop
 from llmbench.drive.spool import Spool
 from llmbench.drive.timeouts import Timeouts
 from llmbench.drive.wire import WireClient
-from llmbench.measure.early import first_token_ns, reply_text
+from llmbench.measure.early import first_token_ns, heard, reply_text
 from llmbench.plan.feed import Ask, Feed, Session
 from llmbench.plan.scale import Scale
 from llmbench.plan.schedule import schedule
@@ -91,11 +91,12 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
             session=session,
             turn=turn,
             due_ns=due_ns,
+            cut_after_s=ask.cut_after_s,
         )
 
     def reply(self, trace: Trace) -> Message | None:
         """The model's answer, to be said back to it in the next turn; ``None`` where it failed."""
-        text = reply_text(trace.body, self._api.decode)
+        text = reply_text(heard(trace), self._api.decode)
         return None if text is None else Message("assistant", text)
 
     def first_token_s(self, trace: Trace) -> float | None:

@@ -145,11 +145,12 @@ class OpenLoop(Loop):
             if turn == len(asks):
                 return
             reply = None if trace is None else self._script.reply(trace)
-            if reply is None:
+            if trace is None or reply is None:
                 self.board.forfeit(call.phase, len(asks) - turn)
                 return
             said = [*said, *ask.messages, reply]
-            due_ns = monotonic_ns() + int(due.session.pauses_s[turn - 1] * 1e9)
+            pause_s = due.session.pauses_s[turn - 1] - self.since_cut_s(trace)
+            due_ns = monotonic_ns() + int(max(pause_s, 0) * 1e9)
             ticket = self.board.go_on(call.phase)
             if ticket is None:
                 return
@@ -182,7 +183,10 @@ class OpenLoop(Loop):
             if self._slots is not None:
                 self._slots.release()
             self._idle.append(call.stream)
-        return None if self.keep(call, trace, queued_ns) else trace
+        failed = self.keep(call, trace, queued_ns)
+        if trace.cut_ns is not None:
+            await self._client.prepare(call.stream)
+        return None if failed else trace
 
     # ── connections ──────────────────────────────────────────────────────────────────────────────
 

@@ -6,6 +6,7 @@ import socket
 import ssl
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from llmbench.drive.clock import stamp_segments
@@ -50,6 +51,12 @@ class Tls:
 
     def encrypt(self, data: bytes) -> bytes:
         self._tls.write(data)
+        return self._to_wire.read()
+
+    def farewell(self) -> bytes:
+        """What says that nothing more will be sent; what the other side sends can still be read."""
+        with suppress(ssl.SSLError):
+            self._tls.unwrap()
         return self._to_wire.read()
 
     def decrypt(self, data: bytes) -> bytes:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from time import monotonic_ns
 from typing import Any, Protocol
 
 import msgspec
@@ -114,6 +115,13 @@ class Loop:
         if not task.cancelled() and (problem := task.exception()) is not None:
             self._problem = self._problem or problem
             self.board.stop()
+
+    def since_cut_s(self, trace: Trace) -> float:
+        """How long ago the user cut off the reply of ``trace``, with which the pause before the
+        next turn began; 0 where it was heard to its end."""
+        if trace.cut_ns is None:
+            return 0.0
+        return (monotonic_ns() - self._zero_ns - trace.sent_ns - trace.cut_ns) / 1e9
 
     def keep(self, call: Call, trace: Trace, queued_ns: int = 0) -> bool:
         """Store the request that ended; whether it failed. ``OSError`` if the disk is full."""

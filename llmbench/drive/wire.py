@@ -18,6 +18,7 @@ from typing import Any
 import httptools
 import numpy as np
 
+from llmbench.drive.barge_in import BargeIn
 from llmbench.drive.client import Recording
 from llmbench.drive.clock import ANCILLARY_BYTES, Clock
 from llmbench.drive.endpoint import Endpoint
@@ -153,7 +154,8 @@ class _Connection:
                 self.close()
                 self._closes_silently = True
                 continue
-            if error or self._unsent or self._closes_silently or not reply.keeps_alive:
+            ends = reply.recording.cut_at_ns or not reply.keeps_alive
+            if error or ends or self._unsent or self._closes_silently:
                 self.close()
             recording = reply.seal(self._clock if self._stamped else None)
             return recording.trace(call, self._clock.zero_ns, end_ns, error, detail)
@@ -171,11 +173,14 @@ class _Connection:
         self._used = True
         self._done = self._loop.create_future()
         self._idle = False
+        timers: list[asyncio.TimerHandle | BargeIn]
         timers = [self._loop.call_later(self._timeouts.whole_s, self._time_out)]
         if self._timeouts.first_token_s is not None:
             timers.append(
                 self._loop.call_later(self._timeouts.first_token_s, self._time_out_unless_begun)
             )
+        if call.cut_after_s is not None:
+            timers.append(BargeIn(call.cut_after_s, self._has_begun, self._cut, self._end))
         try:
             self._send(request)
             await self._done
@@ -279,18 +284,38 @@ class _Connection:
         self._fail(Failure("timeout", f"no end of the reply within {limit_s:g} s"))
 
     def _time_out_unless_begun(self) -> None:
+        if not self._has_begun():
+            self._fail(self._timeouts.no_first_token)
+
+    def _has_begun(self) -> bool:
         """The one look at what a reply says while it comes in: is there a token?"""
         with suppress(httptools.HttpParserError):
             self._reply.parse()
-        if not self._timeouts.has_begun(b"".join(self._reply.recording.pieces)):
-            self._fail(self._timeouts.no_first_token)
+        return self._timeouts.has_begun(b"".join(self._reply.recording.pieces))
+
+    def _cut(self) -> None:
+        """Close our side, which is all that a server sees of a client that goes, and read on."""
+        self._reply.recording.cut_at_ns = monotonic_ns()
+        if self._sock is not None:
+            with suppress(OSError):
+                if self._tls is not None:
+                    self._sock.send(self._tls.farewell())
+                self._sock.shutdown(socket.SHUT_WR)
 
     def _finish(self) -> None:
+        if self._reply.recording.cut_at_ns:
+            self._reply.recording.stop_at_ns = monotonic_ns()
+        self._end()
+
+    def _end(self) -> None:
         self._idle = True
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
 
     def _fail(self, failure: Failure) -> None:
+        if self._reply.recording.cut_at_ns:  # however the server leaves now, it has stopped
+            self._finish()
+            return
         self._idle = True
         if self._done is not None and not self._done.done():
             self._done.set_exception(failure)

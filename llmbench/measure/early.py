@@ -1,6 +1,6 @@
 """What must be known of a reply before its cell is over, from as little of it as will do."""
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
 from llmbench.apis import sse
@@ -21,6 +21,14 @@ def first_token_ns(trace: Trace, decode_events: Decode) -> int | None:
                 late_ns = trace.sent_ns - trace.due_ns if trace.due_ns is not None else 0
                 return trace.reads.at_ns[bisect_left(trace.reads.end, end)] + late_ns
     return None
+
+
+def heard(trace: Trace) -> bytes:
+    """The body of a reply, up to where the user cut it off."""
+    if trace.cut_ns is None:
+        return trace.body
+    reads = bisect_right(trace.reads.at_ns, trace.cut_ns)
+    return trace.body[: trace.reads.end[reads - 1] if reads else 0]
 
 
 def reply_text(body: bytes, decode_events: Decode) -> str | None:

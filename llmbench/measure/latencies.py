@@ -38,7 +38,8 @@ def latency_block(
     """The latency ``name`` of measured ``requests``, in ms, and what to say of a quantile that lies
     beyond what was seen of it (or nothing).
 
-    A request that was cut off before it came has it censored at the time of the cut.
+    A request that was cut off before it came, at the end of the cell or by its user, has it
+    censored at the time of the cut.
     """
     known, censored = [], []
     for each in requests:
@@ -46,7 +47,7 @@ def latency_block(
         shift_s = each.late_s if from_sent else 0.0
         if seconds is not None:
             known.append(seconds - shift_s)
-        elif each.failure == "cancelled":
+        elif each.failure == "cancelled" or each.cut:
             censored.append((each.end_ns - each.start_ns) / 1e9 - shift_s)
     if not known:
         return None, ""

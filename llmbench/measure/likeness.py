@@ -128,6 +128,8 @@ def _conditions(stored: Stored) -> list[tuple[str, object]]:
         ("cache", _cache(cell)),
         ("turns", content.turns),
         ("think time", content.think_time),
+        ("share of replies cut off", content.barge_in),
+        ("time to the cut", content.barge_in_after),
         ("text", content.dataset or content.text),
         ("prompt lengths", content.prompt_lengths),
         ("reply lengths", content.output_lengths),

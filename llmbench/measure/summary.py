@@ -8,6 +8,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from llmbench.measure import gaps as gap
+from llmbench.measure.barge_in import barge_in
 from llmbench.measure.blocks import MS, block, census, gaps_block
 from llmbench.measure.cost import billed
 from llmbench.measure.goodput import goodput
@@ -81,6 +82,7 @@ def add_distributions(cell: Cell, facts: CellFacts, measured: Sequence[RequestMe
     if facts.load.rate:
         _lateness(cell, [each for each in measured if each.failure in ("", "cancelled")])
     cell.turns = turns(measured, lambda its: latency_block(cell, its, "ttft_s")[0])
+    cell.barge_in = barge_in(measured)
     cell.tpot_by_length = tpot_by_length(good) if cell.tpot_ms is not None else None
 
 

@@ -10,7 +10,11 @@ from numpy.typing import NDArray
 
 from llmbench.apis import sse
 from llmbench.apis.chunks import MALFORMED, error_message
+from llmbench.measure.early import heard
 from llmbench.records import Event, Integers, Kind, Timeline, Trace, Usage
+
+BARGE_IN = "barge-in"
+"""How a reply finished that its user cut off."""
 
 
 def decode(
@@ -30,6 +34,8 @@ def decode(
         )
     reads = trace.reads
     events = sse.parse(trace.body)
+    if trace.cut_ns is not None:
+        events = [event for event in events if event[0] <= len(heard(trace))]
     read_of = np.searchsorted(_ints(reads.end), [end for end, _, _ in events]).tolist()
     content, running = array("q"), array("q")  # the content events' reads; tokens so far
     first_answer_ns = None
@@ -53,7 +59,10 @@ def decode(
         error = error or event.error
     at = _ints(content)
     alone_or_last = np.append(at[1:] != at[:-1], True)[: len(at)]
-    failure, detail = _failed(trace, seen, error)
+    if trace.cut_ns is None:
+        failure, detail = _failed(trace, seen, error)
+    else:
+        failure, detail, finish = ("stream-error" if error else ""), error, BARGE_IN
     return Timeline(
         first_event_ns=reads.at_ns[read_of[0]] if read_of else None,
         first_answer_ns=first_answer_ns,

@@ -167,7 +167,8 @@ def _cache_notes(cell: Cell, facts: CellFacts) -> list[str]:
 def _one_length(facts: CellFacts) -> bool:
     """Whether replies were to have one length."""
     content = facts.load.content
-    return not (content.natural_stops or content.output_lengths or content.dataset)
+    drawn = content.output_lengths or content.dataset or content.barge_in
+    return not (content.natural_stops or drawn)
 
 
 def _span(span: Range) -> str:

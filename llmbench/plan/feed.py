@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from llmbench.datasets import Rows, open_dataset
 from llmbench.plan import prompts
-from llmbench.plan.lengths import Length, draws, read_length, read_seconds
+from llmbench.plan.lengths import Length, chance, draws, read_length, read_seconds
 from llmbench.plan.scale import Scale
 from llmbench.records import TRACE, Load, Message, Sample
 
@@ -20,10 +20,12 @@ BLOCK_TOKENS = 512
 
 
 class Ask(Struct, frozen=True):
-    """One turn: what is said beyond what was said before, and how long the reply may be."""
+    """One turn: what is said beyond what was said before, and how long the reply may be; the user
+    cuts it off ``cut_after_s`` after its first token, where that is set."""
 
     messages: Sequence[Message]
     output_tokens: int
+    cut_after_s: float | None = None
 
 
 class Session(Struct, frozen=True):
@@ -51,6 +53,7 @@ class Feed:
         self._prompt_length = read_length(content.prompt_lengths or str(load.prompt_tokens))
         self._output_length = read_length(content.output_lengths or str(load.output_tokens))
         self._think = read_seconds(content.think_time) if content.think_time else None
+        self._cut = read_seconds(content.barge_in_after) if content.barge_in else None
         self._rows: Rows | None = None
         self._first_pass: Rows | None = None
         self._samples: Iterator[Sample] = iter(())
@@ -83,7 +86,11 @@ class Feed:
         first = self._prompt(number, tokens)
         said = [first, *(prompts.follow_up(number, n) for n in range(1, self._content.turns))]
         asks = [
-            Ask((Message("user", text),), self._output_tokens(number, turn))
+            Ask(
+                (Message("user", text),),
+                self._output_tokens(number, turn),
+                self._cut_after_s(number, turn, len(said)),
+            )
             for turn, text in enumerate(said)
         ]
         return Session(asks, self._pauses_s(number, len(asks)))
@@ -109,6 +116,15 @@ class Feed:
             self._think.draws(f"{self._content.seed}/think {turn}", number)
             for turn in range(1, turns)
         ]
+
+    def _cut_after_s(self, number: int, turn: int, turns: int) -> float | None:
+        """When the user cuts off the reply of ``turn``, where that is one of the share that is."""
+        if self._cut is None or turn + 1 == turns:
+            return None
+        seed = self._content.seed
+        if chance(f"{seed}/barge-in {turn}", number) >= self._content.barge_in:
+            return None
+        return self._cut.draws(f"{seed}/barge-in after {turn}", number)
 
     # ── from a dataset ───────────────────────────────────────────────────────────────────────────
 
@@ -139,7 +155,11 @@ class Feed:
             tokens = sample.prompt_tokens or self._load.prompt_tokens
             turns = [(Message("user", self._prompt(number, tokens, sample.blocks)),)]
         asks = [
-            Ask(said, sample.output_tokens or self._output_tokens(number, turn))
+            Ask(
+                said,
+                sample.output_tokens or self._output_tokens(number, turn),
+                self._cut_after_s(number, turn, len(turns)),
+            )
             for turn, said in enumerate(turns)
         ]
         return Session(asks, self._pauses_s(number, len(asks)), sample.at_s)

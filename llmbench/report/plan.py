@@ -62,6 +62,9 @@ def _content(cells: list[CellFacts]) -> list[str]:
         if content.turns > 1:
             think = f", thinking {content.think_time} s between" if content.think_time else ""
             lines.append(f"conversations of {content.turns} turns{think}")
+        if content.barge_in:
+            after = f"{content.barge_in_after} s after their first token"
+            lines.append(f"{content.barge_in:.0%} of the replies are cut off {after}")
     lines += [
         f"a cell ends earlier, at one of {LOOKS} looks, when {load.until} is reached"
         for load in (cell.load for cell in cells)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import tabulate
 
-from llmbench.records import Cell, Range, Turn
+from llmbench.records import Block, Cell, Range, Turn
 from llmbench.report.columns import NOT_MEASURED, digits
 from llmbench.report.notes import places
-from llmbench.report.table import grid
+from llmbench.report.table import grid, wrapped
 
 _HEADS = ("cell", "turn", "requests", "prompt\ntokens", "cached\n%", "TTFT ms\np50", "TTFT ms\np95")
 
@@ -21,6 +21,7 @@ def render_turns(cells: Sequence[Cell], style: str) -> str:
     ]
     if not rows:
         return ""
+    cuts = "".join(f"{wrapped(_cut(cell, cells))}\n" for cell in cells if cell.barge_in is not None)
     if style == "markdown":
         heads = [head.replace("\n", " ") for head in _HEADS]
         table = tabulate.tabulate(
@@ -30,8 +31,28 @@ def render_turns(cells: Sequence[Cell], style: str) -> str:
             disable_numparse=True,
             colalign=("left", *["right"] * (len(heads) - 1)),
         )
-        return f"\n{table}\n\n"
-    return "\n" + grid(_HEADS, rows, gap=2) + "\n"
+        return f"\n{table}\n\n{cuts}"
+    return "\n" + grid(_HEADS, rows, gap=2) + "\n" + cuts
+
+
+def _cut(cell: Cell, cells: Sequence[Cell]) -> str:
+    """What became of the replies of ``cell`` that users cut off."""
+    told = cell.barge_in
+    assert told is not None
+    where = places([cell], cells) or "all"
+    if cell.verdict == "invalid":
+        return f"{where}: {told.cut} replies were cut off; the cell is INVALID"
+    return (
+        f"{where}: {told.cut} replies were cut off, and the server sent on for "
+        f"{_p50(told.stop_ms)}. TTFT of the turn after one {_p50(told.next_ttft_ms)}, after a "
+        f"whole reply {_p50(told.other_ttft_ms)}."
+    )
+
+
+def _p50(block: Block | None) -> str:
+    if block is None or block.p50 is None:
+        return "— (too few to tell)"
+    return f"{digits(block.p50)} ms (p50)"
 
 
 def _row(cell: Cell, turn: Turn) -> list[str]:

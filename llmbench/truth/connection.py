@@ -52,6 +52,7 @@ class Server(Protocol):
 
     loop: asyncio.AbstractEventLoop
     pacer: Pacer
+    deaf_s: float
 
     def answer(self, connection: "Connection", arrival: Arrival, started_ns: int) -> None:
         """Plan the reply, and have ``connection`` begin it at ``started_ns`` or hold it."""
@@ -127,11 +128,19 @@ class Connection:
             except OSError:
                 data = b""
             if not data:
-                self.close("disconnected")
+                self._left()
                 return
             self._feed(data)
             if not isinstance(self._sock, ssl.SSLSocket):
                 return  # the loop calls again if there is more; TLS may hold more than it tells
+
+    def _left(self) -> None:
+        """The client has closed its side."""
+        if self._exchange is None or not self._server.deaf_s:
+            self.close("disconnected")
+            return
+        self._server.loop.remove_reader(self._fd)
+        self._server.loop.call_later(self._server.deaf_s, self.close, "disconnected")
 
     def _read(self) -> bytes:
         """Read once, and set ``_read_ns`` to when what was read arrived."""

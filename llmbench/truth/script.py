@@ -76,6 +76,7 @@ class Script(Struct, frozen=True, kw_only=True):
     truncate_at: Annotated[_Place | None, _say("close mid-stream after N events")] = None
     reset_at: Annotated[_Place | None, _say("reset the connection after N events")] = None
     hang_at: Annotated[_Place | None, _say("send nothing more after N events")] = None
+    deaf_ms: Annotated[float, _ms("goes on for so long when a client has closed its side")] = 0.0
     status: Annotated[int, Meta(ge=200, le=599, description="every reply's HTTP status")] = 200
     retry_after_s: Annotated[int, _count("the Retry-After of status 429")] = 1
     html: Annotated[bool, _say("answer 200 with an HTML page")] = False

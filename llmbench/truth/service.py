@@ -30,6 +30,7 @@ class TruthService:
         self.loop = asyncio.get_running_loop()
         self.pacer = Pacer(self.loop)
         self._script = script
+        self.deaf_s = script.deaf_ms / 1e3
         self._log = log
         self._bearer = f"Bearer {key}".encode() if key else b""
         self._rng = random.Random(script.seed)  # noqa: S311  jitter, not secrets
