@@ -8,7 +8,7 @@ from llmbench.datasets import FORMATS, detect, open_dataset
 from llmbench.errors import UserError
 from llmbench.plan.arrivals import read_arrivals, read_rate
 from llmbench.plan.lengths import read_length, read_lengths, read_seconds, shown
-from llmbench.plan.prompts import texts
+from llmbench.plan.prompts import DEFAULT_TEXT, texts
 from llmbench.plan.until import read_until
 from llmbench.records import TEXT_FORMATS
 from llmbench.targets import IN_PROCESS, suggestion
@@ -47,6 +47,10 @@ def dataset_format(sweep: "Sweep", place: Place) -> str:
         raise UserError(words.replace("--dataset-columns", place("dataset_columns"))) from None
     if first.at_s is None and _is_traced(sweep):
         raise UserError(f"{place('request_rate')}: {sweep.dataset} ({name}) says no times")
+    if name in TEXT_FORMATS and sweep.shared_prefix:
+        raise UserError(f"{place('shared_prefix')}: the prompts of a dataset are what they are")
+    if name in TEXT_FORMATS and sweep.text != DEFAULT_TEXT:
+        raise UserError(f"{place('text')}: the prompts come from {place('dataset')}")
     return name
 
 
@@ -56,6 +60,10 @@ def _lengths(sweep: "Sweep", place: Place) -> None:
     if sweep.batch_size and not all((own or reply).fixed for _, own in pairs):
         key = "output_tokens" if not reply.fixed else "prompt_tokens"
         raise UserError(f"{place(key)}: the replies of a static batch have one length")
+    if sweep.output_tokens is not None and all(own for _, own in pairs):
+        raise UserError(
+            f"{place('output_tokens')}: each length in {place('prompt_tokens')} has its own already"
+        )
     if sweep.text not in (known := texts()):
         meant = suggestion(sweep.text, known)
         raise UserError(f"{place('text')}: no text is called '{shown(sweep.text)}'{meant}")
@@ -127,8 +135,6 @@ def _conversation(sweep: "Sweep", place: Place) -> None:
 
 
 def _dataset(sweep: "Sweep", place: Place) -> None:
-    if sweep.dataset and sweep.dataset_format in TEXT_FORMATS and sweep.shared_prefix:
-        raise UserError(f"{place('shared_prefix')}: the prompts of a dataset are what they are")
     for key in ("dataset_format", "dataset_columns", "skip_broken"):
         if getattr(sweep, key) and not sweep.dataset:
             raise UserError(f"{place(key)}: there is no --dataset that it could be about")

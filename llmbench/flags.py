@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llmbench import __version__
+from llmbench.lists import counts, items, number, pairs, whole, words
 
 WRONG_USAGE = 2
 FORMATS = ("table", "markdown", "csv", "json")
@@ -49,14 +50,13 @@ def _capacity_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--by", "search the concurrency (the default) or the rate", choices=("concurrency", "rate")
     )
-    flag("--least", "the lightest load (default: 1)", type=float, metavar="N")
-    flag("--most", "the heaviest load that is tried (default: 256)", type=float, metavar="N")
+    flag("--least", "the lightest load (default: 1)", type=number, metavar="N")
+    flag("--most", "the heaviest load that is tried (default: 256)", type=number, metavar="N")
     _sweep_flags(parser)
 
 
 def _sweep_flags(parser: argparse.ArgumentParser) -> None:
     """Only what the user gives is set; every default lives in the configuration."""
-    from llmbench.lists import counts, items, words
 
     def flag(name: str, text: str, **options: Any) -> None:
         parser.add_argument(name, default=argparse.SUPPRESS, help=text, **options)
@@ -101,10 +101,10 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--requests",
         "measured requests a cell (default: 72, or two a stream)",
-        type=int,
+        type=whole,
         metavar="N",
     )
-    flag("--duration", "measure each cell for S seconds instead", type=float, metavar="S")
+    flag("--duration", "measure each cell for S seconds instead", type=number, metavar="S")
     flag(
         "--until",
         "measure until TTFT is certain: ci=5%% (of p50), ttft.p95=10%%; --requests is the most",
@@ -113,17 +113,17 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
     flag(
         "--repeat",
         "run every cell N times, interleaved, and show how far the runs lie apart",
-        type=int,
+        type=whole,
         metavar="N",
     )
-    flag("--warmup", "requests before each window (default: one a stream)", type=int, metavar="N")
+    flag("--warmup", "requests before each window (default: one a stream)", type=whole, metavar="N")
     _open_loop_flags(flag)
     _content_flags(flag)
-    flag("--timeout", "seconds until a request has failed (default: 300)", type=float, metavar="S")
+    flag("--timeout", "seconds until a request has failed (default: 300)", type=number, metavar="S")
     flag(
         "--first-token-timeout",
         "seconds until a request without a token has failed",
-        type=float,
+        type=number,
         metavar="S",
     )
     flag(
@@ -178,8 +178,6 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _open_loop_flags(flag: Callable[..., None]) -> None:
-    from llmbench.lists import items
-
     flag(
         "--request-rate",
         "an open loop instead of --concurrency: requests a second, such as 2,8,32; ramp(2,32); "
@@ -188,24 +186,22 @@ def _open_loop_flags(flag: Callable[..., None]) -> None:
         metavar="R,…",
     )
     flag("--arrivals", "poisson (the default), constant, or gamma(B), bursty below 1", metavar="A")
-    flag("--speed", "how many times as fast a trace is replayed", type=float, metavar="X")
+    flag("--speed", "how many times as fast a trace is replayed", type=number, metavar="X")
     flag(
         "--max-concurrency",
         "most requests in flight with a rate; the others wait, and that counts",
-        type=int,
+        type=whole,
         metavar="N",
     )
     flag(
         "--grace",
         "seconds to wait for replies after the window (default: 30 with a rate)",
-        type=float,
+        type=number,
         metavar="S",
     )
 
 
 def _content_flags(flag: Callable[..., None]) -> None:
-    from llmbench.lists import pairs, words
-
     flag("--text", "what prompts are cut from: chat, rag, code, summary, voice, …", metavar="NAME")
     flag("--dataset", "prompts, or a trace, from a file instead (docs/datasets.md)", metavar="FILE")
     flag("--dataset-format", "its format, where that cannot be seen", metavar="NAME")
@@ -219,7 +215,7 @@ def _content_flags(flag: Callable[..., None]) -> None:
     flag(
         "--shared-prefix",
         "share of each prompt, from 0 to 1, that all of a cell begin with",
-        type=float,
+        type=number,
         metavar="X",
     )
     flag(
@@ -228,12 +224,12 @@ def _content_flags(flag: Callable[..., None]) -> None:
         type=words,
         metavar="C,…",
     )
-    flag("--turns", "turns of a conversation (default: 1)", type=int, metavar="N")
+    flag("--turns", "turns of a conversation (default: 1)", type=whole, metavar="N")
     flag("--think-time", "seconds between turns: 2, 500ms, lognormal(2,0.5), …", metavar="T")
     flag(
         "--barge-in",
         "share of the replies, from 0 to 1, that users cut off to say their next turn",
-        type=float,
+        type=number,
         metavar="X",
     )
     flag(
@@ -242,12 +238,10 @@ def _content_flags(flag: Callable[..., None]) -> None:
         metavar="T",
     )
     flag("--natural-stops", "let replies end where the model ends them", action="store_true")
-    flag("--seed", "of all that is drawn (default: 0)", type=int, metavar="N")
+    flag("--seed", "of all that is drawn (default: 0)", type=whole, metavar="N")
 
 
 def _calibrate_flags(parser: argparse.ArgumentParser) -> None:
-    from llmbench.lists import counts, words
-
     parser.add_argument(
         "--concurrency",
         type=counts,
@@ -264,24 +258,28 @@ def _calibrate_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--ttft-ms",
-        type=float,
+        type=number,
         default=50.0,
         metavar="MS",
         help="the server's time to first token (default: 50)",
     )
     parser.add_argument(
         "--itl-ms",
-        type=float,
+        type=number,
         default=10.0,
         metavar="MS",
         help="the server's gap between tokens (default: 10)",
     )
     parser.add_argument(
-        "--output-tokens", type=int, default=200, metavar="N", help="tokens a reply (default: 200)"
+        "--output-tokens",
+        type=whole,
+        default=200,
+        metavar="N",
+        help="tokens a reply (default: 200)",
     )
     parser.add_argument(
         "--requests",
-        type=int,
+        type=whole,
         default=None,
         metavar="N",
         help="measured requests a load (default: 72, or two a stream)",
@@ -317,7 +315,6 @@ def _compare_flags(parser: argparse.ArgumentParser) -> None:
 
 def _budget_flags(parser: argparse.ArgumentParser) -> None:
     from llmbench import budget
-    from llmbench.lists import counts, items
 
     budget.add_flags(parser)
     group = parser.add_argument_group(
@@ -330,11 +327,11 @@ def _budget_flags(parser: argparse.ArgumentParser) -> None:
     flag("--target", "a URL or an engine; repeat for several", action="append", metavar="T")
     flag("--model", "model to ask for", metavar="M")
     flag("--concurrency", "users at once (default: 1,2,4,8,16)", type=counts, metavar="N,…")
-    flag("--turns", "turns of a conversation (default: 4)", type=int, metavar="N")
+    flag("--turns", "turns of a conversation (default: 4)", type=whole, metavar="N")
     flag("--think-time", "pause between turns (default: 1s)", metavar="T")
     flag("--prompt-tokens", "length of the first prompt (default: 256)", type=items, metavar="N")
-    flag("--output-tokens", "length of the replies (default: 64)", type=int, metavar="N")
-    flag("--requests", "requests a load (default: 96)", type=int, metavar="N")
+    flag("--output-tokens", "length of the replies (default: 64)", type=whole, metavar="N")
+    flag("--requests", "requests a load (default: 96)", type=whole, metavar="N")
     flag("--out", "run directory (default: results/<time>-<name>)", metavar="DIR")
     group.add_argument(
         "--config", type=Path, default=None, metavar="FILE", help="a sweep's TOML, for all else"

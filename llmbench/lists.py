@@ -1,7 +1,22 @@
-"""Comma-separated lists, as flags take them. In a file of its own, for flags must import fast."""
+"""Numbers and comma-separated lists, as flags take them. Apart, for flags must import fast."""
 
 import argparse
 import re
+
+
+def number(text: str) -> float:
+    """``"2.5"``."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number; write it like 2.5") from None
+
+
+def whole(text: str) -> int:
+    """``"30"``."""
+    if not re.fullmatch(r"-?[0-9]{1,18}", text.strip()):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number; write it like 30")
+    return int(text)
 
 
 def counts(text: str) -> list[int]:

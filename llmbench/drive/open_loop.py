@@ -9,9 +9,11 @@ goes out at once, what finds no free place waits for one, and its latency counts
 import asyncio
 from collections import deque
 from collections.abc import Iterator
-from itertools import chain, pairwise
+from itertools import chain, pairwise, takewhile
 from time import monotonic_ns
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from llmbench.drive.board import Board
 from llmbench.drive.client import Client
@@ -29,6 +31,12 @@ LEAD_NS = 200_000_000
 
 SPARE = 8
 """Connections are opened ahead, so that so many are idle at any time."""
+
+BURST_NS = 50_000_000
+"""What is due so soon after one another needs connections of its own."""
+
+UNPLACED = -1
+"""The stream of a request that is ready: it gets one that is idle when it is sent."""
 
 AHEAD_NS = 1_000_000_000
 MOST_AHEAD = 64
@@ -64,6 +72,7 @@ class OpenLoop(Loop):
         self._schedule = pairwise(chain(schedule, (None,)))
         self._start_ns = monotonic_ns() + LEAD_NS if start_ns is None else start_ns
         self._slots = asyncio.Semaphore(load.concurrency) if load.concurrency else None
+        self._ready: deque[Ready] = deque()
         self._idle: deque[int] = deque()
         self._streams = self._opening = 0
         self._window_open = True
@@ -85,16 +94,16 @@ class OpenLoop(Loop):
 
     async def _dispatch(self) -> None:
         """Start each session at its time."""
-        ready: deque[Ready] = deque()
-        more = True
+        ready, more = self._ready, True
         while more or ready:
-            while more and self._may_prepare(ready):
+            while more and self._may_prepare():
                 if (prepared := self._prepare()) is None:
                     more = False
                 else:
                     ready.append(prepared)
             if not ready:
                 break
+            self._open_ahead()
             self._client.expect(ready[0].due_ns)
             await until(ready[0].due_ns, self._client)
             while ready and ready[0].due_ns <= monotonic_ns():
@@ -103,8 +112,9 @@ class OpenLoop(Loop):
         if self._window_open:
             self._close_window()
 
-    def _may_prepare(self, ready: deque[Ready]) -> bool:
+    def _may_prepare(self) -> bool:
         """Whether there is time: nothing is due soon, and what is ready is not far ahead."""
+        ready = self._ready
         if not ready:
             return True
         now_ns = monotonic_ns()
@@ -118,13 +128,13 @@ class OpenLoop(Loop):
             return None
         due_ns = self._start_ns + due.at_ns
         call = self._script.make_call(
-            ticket, self._stream(), due.session.asks[0], session=due.number, due_ns=due_ns
+            ticket, UNPLACED, due.session.asks[0], session=due.number, due_ns=due_ns
         )
         last = due.phase == "measured" and (after is None or after.phase != "measured")
         return Ready(due, due_ns, call, last)
 
     def _begin_session(self, ready: Ready) -> None:
-        self.start(self._session(ready.due, ready.call))
+        self.start(self._session(ready.due, replace(ready.call, stream=self._stream())))
         if ready.last:
             self._close_window()
 
@@ -200,18 +210,30 @@ class OpenLoop(Loop):
         return stream
 
     def _open_ahead(self) -> None:
-        """Open connections until some are idle, the more the more are in use."""
+        """Open connections until some are idle: the more the more are in use, and one for each
+        request of a burst that is ready."""
         in_use = self._streams - len(self._idle) - self._opening
-        missing = max(SPARE, in_use // 4) - len(self._idle) - self._opening
-        for _ in range(missing if self._opening < SPARE else 0):
+        wanted = max(SPARE, in_use // 4, self._burst)
+        missing = wanted - len(self._idle) - self._opening
+        for _ in range(min(missing, SPARE - self._opening)):
             self.start(self._open_one(self._streams))
             self._streams += 1
             self._opening += 1
+
+    @property
+    def _burst(self) -> int:
+        """How many requests are due with the next one that is ready."""
+        ready = self._ready
+        if not ready or ready[0].due_ns - monotonic_ns() > AHEAD_NS:
+            return 0
+        ends_ns = ready[0].due_ns + BURST_NS
+        return sum(1 for _ in takewhile(lambda each: each.due_ns < ends_ns, ready))
 
     async def _open_one(self, stream: int) -> None:
         await self._client.prepare(stream)
         self._opening -= 1
         self._idle.append(stream)
+        self._open_ahead()
 
 
 async def until(due_ns: int, client: Client) -> None:

@@ -7,6 +7,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import FieldInfo
 
+from llmbench.lists import whole
 from llmbench.truth.script import Script
 
 
@@ -26,7 +27,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags for where the server listens and logs."""
     group = parser.add_argument_group("the server")
     group.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1)")
-    group.add_argument("--port", type=int, default=0, help="port (default: a free one)")
+    group.add_argument("--port", type=whole, default=0, help="port (default: a free one)")
     group.add_argument("--log", metavar="FILE", help="append the log of send times, as JSON lines")
     group.add_argument("--tls-cert", metavar="FILE", help="certificate chain, PEM: serve HTTPS")
     group.add_argument("--tls-key", metavar="FILE", help="the certificate's key, PEM")
