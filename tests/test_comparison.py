@@ -175,7 +175,7 @@ def test_marks() -> None:
     assert len([line for line in render_table(cells).splitlines() if line.startswith("*: ")]) == 1
     text = render_markdown(cells)
     assert [cells_of_a_line(line)[2] for line in text.splitlines()[2:6]] == [
-        *("**10.0**", "20.0", "10.0", "10.1")
+        *("**10.0**", "20.0", "10.0", "10.1 ±1.0")
     ]
     assert "- **bold**: " in text
     for render in (render_table, render_markdown):

@@ -12,7 +12,7 @@ import pytest
 from llmbench.config import Sweep
 from llmbench.records import Block, Cell, Counts, Range, Ruler
 from llmbench.report import RENDERERS
-from llmbench.report.columns import figure
+from llmbench.report.columns import figure, interval
 from llmbench.report.notes import notes
 from llmbench.report.table import render_markdown, render_table
 from llmbench.report.tabular import render_csv
@@ -358,3 +358,34 @@ def test_what_another_client_adds() -> None:
 def test_nothing_is_added_to_what_never_came(ours: Cell, theirs: Cell) -> None:
     lines = notes([ours, theirs])
     assert not any("nan" in line or "inf" in line or "client tax" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("value", "ends", "said"),
+    [
+        (41.3, (40.6, 42.1), " ±0.8"),  # the farther end
+        (5.001, (5.0, 5.002), " ±0.01"),  # rounded up: it is no less
+        (41.3, (41.2, 41.4), " ±0.1"),  # but not by what floats are off
+        (1234.0, (34.0, 1300.0), " ±1,200"),
+        (50.0, (50.0, 50.0), ""),
+        (50.0, (49.0, float("inf")), ""),
+        (50.0, None, ""),
+    ],
+)
+def test_an_interval_stands_behind_its_figure(
+    value: float, ends: tuple[float, float] | None, said: str
+) -> None:
+    known = Block(n=99, p50=value, ci95={} if ends is None else {"p50": ends})
+    assert interval(cell(), known, "p50") == said
+    assert interval(cell(verdict="invalid"), known, "p50") == ""
+
+
+def test_intervals_go_before_columns_do() -> None:
+    """They cost no more than the columns that go first."""
+    known = Block(n=99, p50=1234.0, p95=2345.0, ci95={"p50": (1000, 1500), "p95": (2000, 2500)})
+    narrow = render_table([cell(target="a", ttft_ms=known)])
+    assert "1,234 ±266" in narrow
+    crowd = [cell(name * 30, quantization=name, ttft_ms=known, memory_mb=900) for name in "abc"]
+    wide = render_table(crowd, baseline="a" * 30)
+    assert "±266" not in wide
+    assert max(map(len, wide.splitlines())) <= 100

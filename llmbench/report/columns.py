@@ -8,6 +8,9 @@ from llmbench.records import Block, Cell
 from llmbench.report import comparison
 from llmbench.report.comparison import Measure
 
+SHOWN = ("p50", "p95")
+"""The quantiles of latencies that have their intervals beside them where there is room."""
+
 NOT_MEASURED = "—"
 NEVER = "∞"
 UNKNOWN = "?"
@@ -20,7 +23,8 @@ class Column(NamedTuple):
     ``measure`` is set where cells can be compared by it, and ``ratio`` where a column of ratios to
     a baseline may stand beside it. Where there is no room for all columns, those with the highest
     ``spare`` are left out first, and those without one never. ``words`` are no figures: they stand
-    at the left, of the table and of their column.
+    at the left, of the table and of their column. ``interval`` is what to put behind the figure
+    where there is room for it.
     """
 
     head: str
@@ -29,6 +33,7 @@ class Column(NamedTuple):
     ratio: bool = False
     spare: int = 0
     words: bool = False
+    interval: Callable[[Cell], str] | None = None
 
     @property
     def name(self) -> str:
@@ -150,6 +155,21 @@ def digits(value: float) -> str:
     return f"{value:.2f}"
 
 
+def interval(cell: Cell, block: Block | None, name: str) -> str:
+    """`` ±0.8``: how far the farther end of a quantile's 95% interval lies from it, rounded up to
+    the figure's last digit; nothing where it has none."""
+    value = getattr(block, name) if block is not None else None
+    if block is None or value is None or cell.verdict == "invalid" or name not in block.ci95:
+        return ""
+    low, high = block.ci95[name]
+    reach = max(value - low, high - value)
+    if not 0 < reach < math.inf:
+        return ""
+    decimals = len(digits(value).partition(".")[2])
+    steps = math.ceil(reach * 10**decimals - 1e-6)  # a hair above a digit is that digit
+    return f" ±{steps / 10**decimals:,.{decimals}f}"
+
+
 def times(value: float | None) -> str:
     """A ratio: ``0.82×``."""
     return NOT_MEASURED if value is None else f"{digits(value)}×"
@@ -228,6 +248,7 @@ def _latency(
         Measure(bounded, less_is_better=True),
         ratio=not spare,
         spare=spare,
+        interval=(lambda cell: interval(cell, block(cell), name)) if name in SHOWN else None,
     )
 
 

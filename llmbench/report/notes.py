@@ -116,7 +116,9 @@ def _legend(cells: Sequence[Cell], left_out: Sequence[str]) -> list[str]:
     if errors_ms and RULER.name in left_out:
         lines.append(f"the ruler itself can be off by {max(errors_ms):.2f} ms at most")
     elif any(cell.ruler.ttft_error_ms for cell in cells):
-        lines.append("±: how far the ruler itself can be off, in ms; not the spread of the server")
+        lines.append(
+            "±: how far the 95% interval reaches from a figure; ruler ±: how far off the ruler is"
+        )
     if any(_too_small(cell) for cell in cells):
         lines.append(
             "—: not shown, or too few samples (p95 needs 72 requests; p99 368 independent ones)"

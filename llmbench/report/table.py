@@ -16,6 +16,8 @@ WIDTH = 100
 READABLE_NAME = 24
 NARROWEST_NAME = 8
 MARK = "*"
+DEAREST = 9
+"""Columns to spare that are dearer than this are worth more than the intervals."""
 
 Texts = dict[Column, list[str]]
 Groups = Sequence[Sequence[Cell]]
@@ -63,7 +65,8 @@ def _terminal(
     texts, marked = _texts(
         chosen, groups, best_one=lambda text: text + MARK, other=lambda text: text + _NO_MARK
     )
-    table, left_out = _fitted({column: list(map(_widened, texts[column])) for column in texts})
+    texts = {column: list(map(_widened, texts[column])) for column in texts}
+    table, left_out = _fitted(_with_intervals(texts, groups), texts)
     lines = (wrapped(_widened(line)) for line in below(marked, left_out))
     whole = "\n".join((_parted(table, groups), *lines))
     return whole.replace(_SECOND_COLUMN, "").replace(_NO_MARK, " ") + "\n"
@@ -72,7 +75,9 @@ def _terminal(
 def _markdown(
     chosen: Sequence[Column], cells: Sequence[Cell], below: Callable[[bool], Sequence[str]]
 ) -> str:
-    texts, marked = _texts(chosen, grouped(cells), best_one="**{}**".format, other=str)
+    groups = grouped(cells)
+    texts, marked = _texts(chosen, groups, best_one="**{}**".format, other=str)
+    texts = _with_intervals(texts, groups)
     table = tabulate.tabulate(
         [[text.replace("|", "\\|") for text in row] for row in zip(*texts.values(), strict=True)],
         headers=[column.name for column in texts],
@@ -106,19 +111,40 @@ def _texts(
     return texts, any_marked
 
 
-def _fitted(texts: Texts) -> tuple[str, list[str]]:
-    """The table with as many columns as there is room for, and the names of those left out.
+def _with_intervals(texts: Texts, groups: Groups) -> Texts:
+    """``texts`` with its interval behind each figure that has one."""
+    cells = [cell for group in groups for cell in group]
+    return {
+        column: [text + column.interval(cell) for text, cell in zip(its, cells, strict=True)]
+        if column.interval
+        else its
+        for column, its in texts.items()
+    }
+
+
+def _fitted(exact: Texts, texts: Texts) -> tuple[str, list[str]]:
+    """The table with as many columns as there is room for, and the names of those left out; with
+    intervals (``exact``) where no more than the first that can be spared have to go for them.
 
     A long target's name is cut first, but to something that can be read as long as there is
     a column to spare.
     """
+    for each, least_spare in ((exact, DEAREST), (texts, 1)):
+        table, left_out = _fit(each, least_spare)
+        if _width(table) <= WIDTH:
+            break
+    return table, left_out
+
+
+def _fit(texts: Texts, least_spare: int) -> tuple[str, list[str]]:
+    """The table without as many columns of ``least_spare`` and more as have to go."""
     table = _drawn(texts, gap=2)
     if _width(table) <= WIDTH:
         return table, []
     left_out: list[str] = []
     while _width(_drawn(texts, gap=1, longest_name=READABLE_NAME)) > WIDTH:
         spare = max(texts, key=lambda column: column.spare)
-        if not spare.spare:
+        if spare.spare < least_spare:
             break
         left_out.append(spare.name)
         texts = {column: texts[column] for column in texts if column is not spare}
