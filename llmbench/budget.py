@@ -101,8 +101,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     flag(
         "--share",
-        f"how many turns have to be in budget (default: {DEFAULT_SHARE}); where it is given, "
-        "exit 1 if no load that was measured reaches it",
+        f"how many turns have to be in budget (default: {DEFAULT_SHARE.replace('%', '%%')}); "
+        "where it is given, exit 1 if no load that was measured reaches it",
         metavar="P%",
     )
     flag("--speak", f"words a minute (default: {SPEAKING:g})", type=float, metavar="N")

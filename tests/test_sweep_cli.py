@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import Answer, Asked, Certificates, Done, Llmbench, ThreadedServer, peak, port_of
 
-from llmbench.cli import main
+from llmbench.cli import COMMANDS, main
 from llmbench.truth.process import TruthServer
 
 Truth = Callable[..., TruthServer]
@@ -784,6 +784,13 @@ def test_help_imports_nothing_heavy() -> None:
     assert "argparse" in imported
     assert imported.isdisjoint({"numpy", "aiohttp", "openai", "msgspec"})
     assert "sweep" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(in_process: InProcess, command: str) -> None:
+    done = in_process(command, "--help")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"usage: llmbench {command}")
 
 
 def test_help_names_every_flag(in_process: InProcess) -> None:
