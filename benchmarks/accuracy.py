@@ -35,7 +35,7 @@ LIMITS_MS = {
     256: {"TTFT p50": 0.3, "TTFT p99": 3.0, "ITL p50": 0.5, "ITL p99": 0.5},
     512: {"TTFT p50": 0.3, "TTFT p99": 3.0, "ITL p50": 0.5, "ITL p99": 0.5},
 }
-CPU_US_PER_TOKEN, PEAK_MB, WALL_EXTRA_S, HELP_S, INSTALL_MB = 20.0, 200.0, 2.0, 0.2, 150.0
+CPU_US_PER_TOKEN, PEAK_MB, WALL_EXTRA_S, HELP_S, INSTALL_MB = 15.0, 200.0, 2.0, 0.2, 150.0
 Row = tuple[str, str, str, str, str]
 
 

@@ -12,6 +12,7 @@ from llmbench.flags import WRONG_USAGE, parser
 
 if TYPE_CHECKING:
     from llmbench.config import Sweep
+    from llmbench.datasets.survey import Survey
     from llmbench.drive.sweep import SweepRun
     from llmbench.records import Cell
     from llmbench.store import Run
@@ -57,10 +58,27 @@ def sweep(args: argparse.Namespace) -> int:
     if args.dry_run:
         from llmbench.report.plan import render_plan
 
-        sys.stdout.write(render_plan(settings))
+        sys.stdout.write(render_plan(settings, _survey(settings)))
         return GOOD
     run = _measure(settings)
     return INTERRUPTED if run.interrupted else _exit_code(run.cells)
+
+
+def _survey(settings: "Sweep") -> "Survey | None":
+    """What is in the dataset of a sweep, where it has one."""
+    from llmbench.datasets import open_dataset
+    from llmbench.datasets.survey import survey
+
+    if not settings.dataset:
+        return None
+    return survey(
+        open_dataset(
+            settings.dataset,
+            settings.dataset_format,
+            settings.dataset_columns,
+            settings.skip_broken,
+        )
+    )
 
 
 def _measure(settings: "Sweep", *, quiet: bool = False) -> "SweepRun":

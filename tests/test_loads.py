@@ -659,20 +659,36 @@ def test_a_dry_run_of_conversations(dry_run: Callable[..., Done], given: str, pa
     assert "ms s" not in said
 
 
-def test_a_dry_run_of_a_trace(dry_run: Callable[..., Done]) -> None:
-    path = DATASETS / "good.mooncake.jsonl"
+def test_a_dry_run_of_a_trace(dry_run: Callable[..., Done], tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    rows_of = [(0, 100, 20, [1]), (4_000, 600, 40, [1, 2]), (10_000, 200, 30, [3])]
+    keys = ("timestamp", "input_length", "output_length", "hash_ids")
+    lines = [json.dumps(dict(zip(keys, row, strict=True))) for row in rows_of]
+    path.write_text("\n".join(lines))
     done = dry_run("--request-rate", "trace", "--dataset", path, "--speed", 2)
-    _, _, cell, total, source = rows(done)
-    assert cell[:3] == ["a", "wire", "trace"]
-    assert cell[5:9] == ["its", "rows", "+", "0"]
+    _, _, cell, total, guess, source, held = rows(done)
+    # 10 s at twice the speed, and a mean reply of 0.5 s + 30 × 25 ms.
+    assert cell == words("a wire trace file file 3 + 0 6 s")
+    assert " ".join(total) == "1 cell, 3 requests with warm-up, about 6 s"
+    assert guess[0] == "guessed"
     assert " ".join(source) == f"requests and their lengths from {path} (mooncake)"
-    assert " ".join(total).startswith("1 cell, by time")
+    assert " ".join(held) == (
+        "the file has 3 rows, over 10 s of its own clock; prompts of 100 to 600 tokens, 300 on "
+        "average; replies of 20 to 40 tokens, 30 on average"
+    )
+
+
+def test_a_dry_run_finds_a_broken_row_anywhere(dry_run: Callable[..., Done]) -> None:
+    path = DATASETS / "bad.mooncake.jsonl"
+    done = dry_run("--request-rate", "trace", "--dataset", path)
+    assert (done.code, done.out) == (2, "")
+    assert "--skip-broken" in done.err
 
 
 def test_a_dry_run_of_the_first_rows_of_a_trace(dry_run: Callable[..., Done]) -> None:
     path = DATASETS / "good.mooncake.jsonl"
     done = dry_run("--request-rate", "trace", "--dataset", path, "--requests", 3, "--warmup", 1)
-    _, _, cell, total, _, _ = rows(done)
+    _, _, cell, total, _, _, _ = rows(done)
     assert cell[5:8] == ["3", "+", "1"]
     assert " ".join(total).startswith("1 cell, 4 requests with warm-up, about ")
 

@@ -4,7 +4,8 @@ import math
 
 import tabulate
 
-from llmbench.config import MOST_REQUESTS, Sweep
+from llmbench.config import Sweep
+from llmbench.datasets.survey import Spread, Survey
 from llmbench.plan.arrivals import read_rate
 from llmbench.plan.grid import grid
 from llmbench.plan.lengths import read_seconds
@@ -17,8 +18,11 @@ START_S = 30.0
 """Nobody knows a target's speed before it has run: the estimate states these guesses."""
 
 
-def render_plan(sweep: Sweep) -> str:
-    """The cells of ``sweep``, one a line, with their number of requests and their guessed time."""
+def render_plan(sweep: Sweep, found: Survey | None = None) -> str:
+    """The cells of ``sweep``, one a line, with their number of requests and their guessed time.
+
+    ``found`` is what its dataset holds, where it has one.
+    """
     targets, cells = sweep.targets(), grid(sweep)
     at_once = "req/s" if sweep.request_rate else "batch" if sweep.batch_size else "conc."
     rows = [
@@ -30,9 +34,11 @@ def render_plan(sweep: Sweep) -> str:
             "prompt": "file"
             if cell.load.content.dataset
             else _length(cell.load.prompt_tokens, cell.load.content.prompt_lengths),
-            "output": _length(cell.load.output_tokens, cell.load.content.output_lengths),
-            "requests": _requests(cell),
-            "about": duration(seconds(cell)),
+            "output": "file"
+            if found is not None and found.output_tokens
+            else _length(cell.load.output_tokens, cell.load.content.output_lengths),
+            "requests": _requests(cell, found),
+            "about": duration(seconds(cell, found)),
         }
         for cell in cells
     ]
@@ -42,7 +48,8 @@ def render_plan(sweep: Sweep) -> str:
         disable_numparse=True,
         colalign=("left", "left", *["right"] * (len(rows[0]) - 2)),
     )
-    return "\n".join((table, *_summary(sweep, cells), *_content(cells))) + "\n"
+    lines = (table, *_summary(sweep, cells, found), *_content(cells), *_surveyed(found))
+    return "\n".join(lines) + "\n"
 
 
 def _length(mean: int, drawn: str) -> str:
@@ -73,11 +80,30 @@ def _content(cells: list[CellFacts]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _summary(sweep: Sweep, cells: list[CellFacts]) -> list[str]:
+def _surveyed(found: Survey | None) -> list[str]:
+    """What the dataset holds."""
+    if found is None:
+        return []
+    parts = [f"{found.rows:,} {'row' if found.rows == 1 else 'rows'}"]
+    if found.span_s is not None:
+        parts[0] += f", over {duration(found.span_s)} of its own clock"
+    for what, spread in (("prompts", found.prompt_tokens), ("replies", found.output_tokens)):
+        if spread is not None:
+            parts.append(f"{what} of {_spread(spread)}")
+    return ["the file has " + "; ".join(parts)]
+
+
+def _spread(spread: Spread) -> str:
+    if spread.min == spread.max:
+        return f"{spread.min:,} tokens"
+    return f"{spread.min:,} to {spread.max:,} tokens, {spread.mean:,.0f} on average"
+
+
+def _summary(sweep: Sweep, cells: list[CellFacts], found: Survey | None) -> list[str]:
     starting = [target.name for target in sweep.targets() if target.engine]
-    total_s = sum(map(seconds, cells)) + START_S * len(starting)
-    requests = sum(cell.load.requests + cell.load.warmup for cell in cells)
-    by_time = any(_by_time(cell.load) for cell in cells)
+    total_s = sum(seconds(cell, found) for cell in cells) + START_S * len(starting)
+    requests = sum(_measured(cell.load, found) + cell.load.warmup for cell in cells)
+    by_time = any(cell.load.duration_s is not None for cell in cells)
     sent = "by time" if by_time else f"{requests:,} requests with warm-up"
     counted = f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}"
     lines = [f"{counted}, {sent}, about {duration(total_s)}"]
@@ -91,24 +117,28 @@ def _summary(sweep: Sweep, cells: list[CellFacts]) -> list[str]:
     return lines
 
 
-def _requests(cell: CellFacts) -> str:
+def _requests(cell: CellFacts, found: Survey | None) -> str:
     load = cell.load
-    measured = f"{load.requests}"
-    if _by_time(load):
-        measured = "its rows" if load.rate == TRACE else "by time"
+    measured = "by time" if load.duration_s is not None else str(_measured(load, found))
     return f"{measured} + {load.warmup}"
 
 
-def _by_time(load: Load) -> bool:
-    return load.duration_s is not None or (load.rate == TRACE and load.requests == MOST_REQUESTS)
+def _measured(load: Load, found: Survey | None) -> int:
+    """The measured requests of a cell: as many as were asked for, or as a trace has."""
+    if load.rate == TRACE and found is not None:
+        return max(min(load.requests, found.rows - load.warmup), 0)
+    return load.requests
 
 
-def seconds(cell: CellFacts) -> float:
+def seconds(cell: CellFacts, found: Survey | None = None) -> float:
     """About how long ``cell`` takes: its rounds of requests, or the asked duration after them."""
     load = cell.load
-    reply_s = GUESSED_FIRST_TOKEN_S + load.output_tokens * GUESSED_TOKEN_S
+    stated = found.output_tokens if found is not None else None
+    reply_s = GUESSED_FIRST_TOKEN_S + GUESSED_TOKEN_S * (
+        stated.mean if stated is not None else load.output_tokens
+    )
     if load.rate:
-        return _open_loop_s(load) + reply_s
+        return _open_loop_s(load, found) + reply_s
     content = load.content
     if content.think_time:
         reply_s += read_seconds(content.think_time).mean * (content.turns - 1) / content.turns
@@ -118,11 +148,15 @@ def seconds(cell: CellFacts) -> float:
     return warmup_s + -(-load.requests // load.concurrency) * reply_s
 
 
-def _open_loop_s(load: Load) -> float:
-    """How long the requests of an open loop take to arrive; a trace's are not known."""
+def _open_loop_s(load: Load, found: Survey | None) -> float:
+    """How long the requests of an open loop take to arrive; those of a trace as its rows say, if
+    the first of them are like all."""
     rate = read_rate(load.rate)
     if rate.mean is None:
-        return load.duration_s or math.nan
+        if found is None or found.span_s is None:
+            return load.duration_s or math.nan
+        share = min((load.requests + load.warmup) / found.rows, 1.0)
+        return min(found.span_s * share / load.speed, load.duration_s or math.inf)
     return load.warmup / rate.values[0] + (load.duration_s or load.requests / rate.mean)
 
 
