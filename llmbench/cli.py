@@ -256,6 +256,13 @@ def models(args: argparse.Namespace) -> int:
     return cli.run(args)
 
 
+def doctor(args: argparse.Namespace) -> int:
+    """Say whether this machine can measure, and whether targets answer."""
+    from llmbench import doctor
+
+    return doctor.run(args)
+
+
 COMMANDS = {
     "sweep": sweep,
     "capacity": capacity,
@@ -266,6 +273,7 @@ COMMANDS = {
     "calibrate": calibrate,
     "truth-server": truth_server,
     "models": models,
+    "doctor": doctor,
 }
 
 

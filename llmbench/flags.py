@@ -351,6 +351,19 @@ def _models_flags(parser: argparse.ArgumentParser) -> None:
     cli.add_flags(parser)
 
 
+def _doctor_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--target", action="append", default=[], metavar="T", help="ask a URL or an engine, too"
+    )
+    parser.add_argument("--model", default="", metavar="M", help="the model to ask a target for")
+    parser.add_argument(
+        "--forget-calibrations",
+        action="store_true",
+        help="delete the stored calibrations: the next sweep measures its ruler again",
+    )
+    parser.add_argument("--format", choices=("table", "json"), default="table")
+
+
 def _export_flags(parser: argparse.ArgumentParser) -> None:
     from llmbench import export
 
@@ -367,4 +380,5 @@ _FLAGS: dict[str, Callable[[argparse.ArgumentParser], None]] = {
     "calibrate": _calibrate_flags,
     "truth-server": _truth_server_flags,
     "models": _models_flags,
+    "doctor": _doctor_flags,
 }
