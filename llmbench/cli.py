@@ -294,18 +294,14 @@ def _print_cells(run: "Run", cells: Sequence["Cell"], style: str, baseline: str)
     else:
         from llmbench.report import RENDERERS
 
-        if run.sweep.search:
-            from llmbench.report.capacity import in_order
-
-            cells = in_order(cells)
+        found, cells = cells, _in_order(run, cells)
         ran = any(cell.target == baseline for cell in cells)  # an interrupted run may end before
         sys.stdout.write(RENDERERS[style](cells, baseline if ran else None))
         if style in ("table", "markdown"):
             from llmbench.report.turns import render_turns
 
             if run.sweep.search:
-                _print_capacity(run, cells)
-
+                _print_capacity(run, found)
             sys.stdout.write(render_turns(cells, style))
             from llmbench.report.provenance import render_provenance
 
@@ -313,13 +309,20 @@ def _print_cells(run: "Run", cells: Sequence["Cell"], style: str, baseline: str)
     sys.stdout.flush()
 
 
-def _print_capacity(run: "Run", cells: Sequence["Cell"]) -> None:
-    from llmbench.measure.slo import limits_ms
-    from llmbench.report.capacity import render_capacity
+def _in_order(run: "Run", cells: Sequence["Cell"]) -> Sequence["Cell"]:
+    """The cells as they are shown: of a search from the lightest load to the heaviest."""
+    if not run.sweep.search:
+        return cells
+    from llmbench.report.capacity import in_order
 
-    sweep = run.sweep
-    most = max(float(rate) for rate in sweep.request_rate or sweep.concurrency)
-    sys.stdout.write(render_capacity(cells, limits_ms(sweep.slo), most))
+    return in_order(cells)
+
+
+def _print_capacity(run: "Run", cells: Sequence["Cell"]) -> None:
+    from llmbench.report.capacity import render_capacity
+    from llmbench.store import capacities
+
+    sys.stdout.write(render_capacity(capacities(run, cells)))
 
 
 def _exit_code(cells: Sequence["Cell"]) -> int:

@@ -577,6 +577,17 @@ class Objective(Struct, frozen=True):
     met: bool | None
 
 
+class Beyond(Struct, frozen=True):
+    """What a cell saw of one objective: the ``share`` of its ``n`` requests (or gaps between
+    tokens) that were beyond the limit, where ``allowed`` may be. They are ``worth`` so many
+    independent ones."""
+
+    share: float
+    n: int
+    worth: float
+    allowed: float
+
+
 class Turn(Struct, kw_only=True):
     """The requests of one turn (from 1) of a cell's conversations."""
 
@@ -653,6 +664,28 @@ class Billed(Struct, frozen=True, kw_only=True):
     output_tokens: int = 0
 
 
+class Capacity(Struct, frozen=True, kw_only=True):
+    """The answer of one search: the highest ``load`` (requests in flight, or a second where it went
+    ``by`` rate) that meets every limit, ``None`` where none did; ``ci95`` is its 95% interval.
+
+    ``open_end`` says why no load missed, where none did: the answer is then a lower bound.
+    ``otps`` and ``otps_per_user`` (p50) are of the cell that ran closest to it.
+    """
+
+    target: str
+    client: str
+    cache: str | None
+    prompt_tokens: int
+    by: str
+    limits_ms: dict[str, float]
+    load: float | None
+    ci95: tuple[float, float] | None
+    open_end: str | None
+    probes: int
+    otps: float | None = None
+    otps_per_user: float | None = None
+
+
 class Cell(Struct, kw_only=True):
     """One row of the result: a target at one load. The JSON contract; keys are only ever added."""
 
@@ -701,6 +734,7 @@ class Cell(Struct, kw_only=True):
     first_token_s: float | None = None
     agreement: float | None = None
     slo: dict[str, Objective] | None = None
+    beyond: dict[str, Beyond] | None = None
     cost: Cost | None = None
     stages_ms: dict[str, float] | None = None
     stages_source: str | None = None

@@ -9,19 +9,21 @@ import itertools
 import os
 import time
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from llmbench import __version__
 from llmbench.config import Sweep
 from llmbench.errors import UserError
-from llmbench.records import Cell, CellFacts, Target, Trace
+from llmbench.measure.capacity import answers
+from llmbench.measure.slo import limits_ms
+from llmbench.records import Capacity, Cell, CellFacts, Target, Trace
 
 RUN_SCHEMA = "llmbench.run/1"
 SUMMARY_SCHEMA = "llmbench.summary/1"
@@ -49,12 +51,13 @@ class Run(Struct, kw_only=True):
 
 
 class Summary(Struct, kw_only=True):
-    """``summary.json``, and what ``--format json`` prints."""
+    """``summary.json``, and what ``--format json`` prints. ``capacity`` is there after a search."""
 
     schema: str = SUMMARY_SCHEMA
     llmbench: str = __version__
     started: str
     cells: list[Cell]
+    capacity: list[Capacity] | UnsetType = UNSET
 
 
 class Line(Struct, frozen=True):
@@ -152,7 +155,17 @@ class RunDirectory:
 
 
 def summary_json(run: Run, cells: list[Cell]) -> bytes:
-    return _pretty(Summary(started=run.started, cells=cells))
+    found = capacities(run, cells)
+    return _pretty(Summary(started=run.started, cells=cells, capacity=found or UNSET))
+
+
+def capacities(run: Run, cells: Sequence[Cell]) -> list[Capacity]:
+    """What the searches of a run found, in the order in which its cells were run."""
+    sweep = run.sweep
+    if not sweep.search:
+        return []
+    most = max(float(load) for load in sweep.request_rate or sweep.concurrency)
+    return answers(cells, limits_ms(sweep.slo), sweep.least, most)
 
 
 def write_traces(path: Path, traces: Iterable[Trace]) -> int:

@@ -1,52 +1,74 @@
 """The search for the highest load that meets an objective: its steps, its answer, and for real."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from conftest import Llmbench
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
-from llmbench.plan.search import CLOSE, MOST_PROBES, Answer, Fate, Probe, Search
+from llmbench.measure.beyond import beyond
+from llmbench.measure.capacity import answers, beyonds
+from llmbench.plan.knee import lowest, requests_a_sample
+from llmbench.plan.search import MOST_PROBES, MOST_REQUESTS, Answer, Beyonds, Search
+from llmbench.records import Beyond, Cell, Counts, Objective, RequestMetrics
 from llmbench.truth.process import TruthServer
 
 Truth = Callable[..., TruthServer]
+UNKNOWN: Beyonds = {}
 
 
-def searched(fate: Callable[[float], Fate], most: float = 1024, *, whole: bool = True) -> Search:
+def share(of: float, n: int = 400, worth: float = 400.0, allowed: float = 0.05) -> Beyonds:
+    return {"ttft.p95": Beyond(of, n, worth, allowed)}
+
+
+def searched(seen: Callable[[float], Beyonds], most: float = 1024, *, whole: bool = True) -> Search:
     search = Search(1, most, whole=whole)
     while (load := search.next()) is not None:
-        search.add(Probe(load, fate(load), sure=True))
+        search.add(load, seen(load))
     return search
 
 
-def below(knee: float) -> Callable[[float], Fate]:
-    return lambda load: "met" if load <= knee else "missed"
+def below(knee: float) -> Callable[[float], Beyonds]:
+    """A server with so many slots: nobody waits, or everybody."""
+    return lambda load: share(0.0 if load <= knee else 1.0)
+
+
+# ── the search ───────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_steps_to_a_knee() -> None:
     search = searched(below(21))
-    # fourfold to the first miss, halves in ratio, until neighbours; then the winner again
-    assert [each.load for each in search.probes] == [1, 4, 16, 64, 32, 23, 19, 21, 22, 21]
-    assert search.answer == Answer(21, 21, 22)
+    loads = [each.load for each in search.probes]
+    assert loads[:4] == [1, 4, 16, 64]  # fourfold to the first miss
+    assert {21, 22} <= set(loads[4:])  # then both sides of the edge
+    assert search.answer == Answer(21, 21, 21)
 
 
 @given(st.floats(1, 1000), st.booleans())
+@settings(deadline=None, max_examples=40)
 def test_any_knee_is_found_in_few_probes(knee: float, whole: bool) -> None:
     search = searched(below(knee), whole=whole)
-    found = search.answer.load
-    assert found is not None
-    assert found <= knee
-    next_to = found + 1 if whole else found
-    assert knee <= max(found * CLOSE * 1.01, next_to)
+    found = search.answer
+    assert found.load is not None
+    assert found.low is not None
+    assert found.high is not None
     assert len(search.probes) <= MOST_PROBES
+    if whole and knee < 20:
+        assert found.load == math.floor(knee)
+    assert found.load == pytest.approx(knee, rel=0.06, abs=whole)
+    assert found.low * 0.97 - 1 <= knee <= found.high * 1.03 + 1
 
 
 def test_no_load_will_do() -> None:
     search = searched(below(0))
-    assert [each.load for each in search.probes] == [1]
+    assert [each.load for each in search.probes] == [1, 1]  # a miss of the least may be chance
     assert search.answer == Answer(None, None, 1)
 
 
@@ -57,27 +79,148 @@ def test_every_load_will_do() -> None:
 
 
 def test_a_load_of_which_nothing_can_be_told_is_tried_once_more() -> None:
-    search = searched(lambda load: "met" if load < 16 else "unknown")
+    search = searched(lambda load: share(0.0) if load < 16 else UNKNOWN)
     assert [each.load for each in search.probes] == [1, 4, 16, 16]
     assert search.answer == Answer(4, 4, None, "nothing could be told at 16")
 
 
-def test_a_winner_that_misses_when_run_again_gives_way() -> None:
-    fates: dict[float, list[Fate]] = {5: ["met", "missed"]}
+def test_the_limit_that_is_met_least_decides() -> None:
+    def seen(load: float) -> Beyonds:
+        itl = Beyond(0.0 if load <= 9 else 0.5, 400, 400.0, 0.01)
+        return below(30)(load) | {"itl.p99": itl}
 
-    def fate(load: float) -> Fate:
-        return fates[load].pop(0) if fates.get(load) else below(5)(load)
-
-    search = searched(fate)
-    assert [each.load for each in search.probes] == [1, 4, 16, 8, 6, 5, 5, 4]
-    assert search.answer.load == 4
+    assert searched(seen).answer.load == 9
 
 
-def test_doubt_widens_the_answer() -> None:
-    search = Search(1, 64, whole=True)
-    while (load := search.next()) is not None:
-        search.add(Probe(load, below(20)(load), sure=not 17 <= load <= 24))
-    assert search.answer == Answer(20, 16, 32)
+def test_requests_that_depend_on_each_other_widen_the_answer() -> None:
+    def rising(worth: float) -> Search:
+        # 5% at 20; the odds rise with the tenth power of the load
+        def seen(load: float) -> Beyonds:
+            odds = (load / 20) ** 10 / 19
+            return share(odds / (1 + odds), 400, worth)
+
+        return searched(seen, whole=False)
+
+    sure, unsure = rising(400).answer, rising(20).answer
+    assert sure.load == pytest.approx(20, rel=0.05)
+    assert unsure.load == pytest.approx(20, rel=0.2)
+    assert sure.low is not None
+    assert sure.high is not None
+    assert unsure.low is not None
+    assert unsure.high is not None
+    assert unsure.low < sure.low < 20 < sure.high < unsure.high
+
+
+def test_more_requests_are_asked_for_at_the_edge() -> None:
+    search = Search(1, 64, whole=False)
+    assert search.requests == 0
+    search.add(1, share(0.0))
+    assert search.requests == 0
+    search.add(4, share(0.06, worth=40.0))
+    # 10 requests are worth one: 5 slow ones of 5% take 5 × 10 ÷ (0.05 × 0.95)
+    assert search.requests == 1053
+    search.add(2, share(0.04, worth=1.0))
+    assert search.requests == MOST_REQUESTS
+
+
+def test_overload_says_nothing_of_how_requests_depend_on_each_other() -> None:
+    (calm,), (overloaded,) = share(0.02, worth=80.0).values(), share(0.9, worth=2.0).values()
+    assert requests_a_sample([(1, calm), (9, overloaded)]) == 5
+    assert requests_a_sample([(9, overloaded)]) == 1
+
+
+def test_a_knee_lies_between_what_met_and_what_missed() -> None:
+    (met,), (missed,) = share(0.0).values(), share(1.0).values()
+    bounds = lowest([[(10, met), (20, missed)]], 1, 64)
+    assert 9.5 <= bounds.low < 11
+    assert bounds.median == pytest.approx(math.sqrt(200), rel=0.03)
+    assert 18 < bounds.high <= 20.5
+
+
+# ── what a cell says ─────────────────────────────────────────────────────────────────────────────
+
+
+def request(index: int, ttft_s: float | None, failure: str = "", end_s: float = 1.0) -> Any:
+    return RequestMetrics(
+        phase="measured",
+        index=index,
+        sent_ns=index * 1_000_000,
+        end_ns=index * 1_000_000 + round(end_s * 1e9),
+        failure=failure,
+        ttft_s=ttft_s,
+        tokens=1,
+        token_source="usage",
+        events=1,
+        gaps_s=np.zeros(0, dtype=np.float32),
+        lag_ms=np.zeros(0, dtype=np.float16),
+        stamps="kernel",
+    )
+
+
+def test_requests_beyond_a_limit() -> None:
+    seen = [
+        *(request(n, 0.1) for n in range(6)),
+        request(6, 0.6),
+        request(7, None, "timeout"),  # a failure is beyond any limit
+        request(8, None, "cancelled", end_s=0.7),  # cut off, and late by then
+        request(9, None, "cancelled", end_s=0.2),  # cut off too soon to tell
+    ]
+    found = beyond(seen, {"ttft.p90": 500.0, "e2e.mean": 900.0})
+    assert found == {"ttft.p90": Beyond(3 / 9, 9, 9.0, 0.1)}
+
+
+def test_gaps_beyond_a_limit() -> None:
+    metrics = request(0, 0.1)
+    gaps = [np.array(each, dtype=np.float32) for each in ([0.01] * 10, [0.01] * 8 + [0.09] * 2)]
+    seen = [
+        structs.replace(metrics, index=n, events=11, tokens=11, gaps_s=each)
+        for n, each in enumerate(gaps)
+    ]
+    (found,) = beyond(seen, {"itl.p90": 50.0}).values()
+    assert (found.share, found.n, found.allowed) == (pytest.approx(0.1), 20, 0.1)
+    assert found.worth < 20  # both late ones came in one reply
+
+
+def cell(load: int, of: float, **changed: Any) -> Cell:
+    seen = {"ttft.p95": Beyond(of, 400, 400.0, 0.05)}
+    told = {
+        "concurrency": load,
+        "requests": Counts(sent=400, ok=400),
+        "slo": {"ttft.p95": Objective(500.0, 100.0, of <= 0.05)},
+        "beyond": seen,
+        "otps": 100.0 * load,
+    }
+    common = {"target": "t", "engine": None, "model": None, "quantization": None, "api": "chat"}
+    rest = {"client": "wire", "request_rate": None, "prompt_tokens": 64, "output_tokens": 16}
+    return Cell(**(common | rest | told | changed))
+
+
+def test_a_cell_that_is_invalid_says_nothing() -> None:
+    assert beyonds(cell(4, 0.5)) == {"ttft.p95": Beyond(0.5, 400, 400.0, 0.05)}
+    assert beyonds(cell(4, 0.5, verdict="invalid")) == {}
+
+
+def test_an_objective_about_a_mean_is_met_or_not() -> None:
+    told = {"e2e.mean": Objective(500.0, 700.0, False)}
+    (found,) = beyonds(cell(4, 0.0, slo=told, beyond=None)).values()
+    assert found.share > found.allowed
+
+
+def test_an_unknown_objective_makes_a_load_unknown_unless_another_was_missed() -> None:
+    known = Objective(500.0, 100.0, True)
+    told = {"ttft.p95": known, "tpot.p99": Objective(50.0, None, None)}
+    assert beyonds(cell(4, 0.0, slo=told)) == {}
+    assert beyonds(cell(4, 0.9, slo=told)).keys() == {"ttft.p95"}
+
+
+def test_the_answer_has_what_comes_out_at_it() -> None:
+    cells = [cell(load, 0.0 if load <= 5 else 1.0) for load in (1, 4, 16, 8, 6, 5, 5, 6)]
+    (found,) = answers(cells, {"ttft.p95": 500.0}, 1, 64)
+    assert (found.load, found.ci95, found.probes, found.by) == (5, (5, 5), 8, "concurrency")
+    assert found.otps == 500.0
+
+
+# ── for real ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_slots_of_a_server_are_found(
@@ -90,6 +233,9 @@ def test_the_slots_of_a_server_are_found(
     assert "up to 4 requests in flight meet ttft.p90 ≤ 40 ms" in done.out, done.out
     again = run_llmbench("report", run_dir)
     assert again.out == done.out
+    (found,) = json.loads((run_dir / "summary.json").read_text())["capacity"]
+    assert (found["load"], found["by"], found["limits_ms"]) == (4, "concurrency", {"ttft.p90": 40})
+    assert found["ci95"][0] <= 4 <= found["ci95"][1]
     loads = [line.split()[1] for line in done.out.splitlines()[3:] if line.startswith("127.")]
     numbers = [int(each) for each in loads if each.isdigit()]
     assert numbers == sorted(numbers)

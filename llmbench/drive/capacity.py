@@ -1,43 +1,57 @@
 """Find the highest load that meets an objective: each cell is chosen by those before it."""
 
+from collections.abc import Callable
+from functools import partial
+
 from msgspec.structs import replace
 
 from llmbench.drive.reach import Reached
 from llmbench.drive.sweep import SweepRun
 from llmbench.errors import Unmeasurable
-from llmbench.measure.capacity import probe
-from llmbench.measure.slo import limits_ms
+from llmbench.measure.capacity import beyonds
 from llmbench.plan.scale import Scale
-from llmbench.plan.search import Search
-from llmbench.records import CellFacts, Load
+from llmbench.plan.search import Beyonds, Search
+from llmbench.records import Cell, CellFacts, Load
 
 
 class CapacityRun(SweepRun):
     """A search for each target, length, cache and client of its sweep. The sweep's own loads are
-    the most that is tried, so that an engine that is started has room for it."""
+    the most that is tried, so that an engine that is started has room for it.
+
+    ``judge`` says what a cell means for the search: how much of it is beyond what is allowed.
+    """
+
+    judge: Callable[[Cell], Beyonds] = staticmethod(beyonds)
 
     async def _measure_plan(
         self, reached: Reached, plan: CellFacts, scales: dict[object, Scale | Unmeasurable]
     ) -> None:
         search = Search(self._sweep.least, _most(plan.load), whole=not plan.load.rate)
         while (load := search.next()) is not None and not self.interrupted:
-            facts = replace(plan, cell=len(self._measured), load=self._at(plan.load, load))
+            asked = self._at(plan.load, load, search.requests)
+            facts = replace(plan, cell=len(self._measured), load=asked)
             await super()._measure_plan(reached, _reseeded(facts, len(search.probes)), scales)
-            found = probe(self.cells[-1], limits_ms(self._sweep.slo))
-            search.add(found)
-            self._view.say(
-                f"{found.load:g}: {found.fate}" + ("" if found.sure else ", within doubt")
-            )
+            search.add(load, self.judge(self.cells[-1]))
+            self._view.say(f"{load:g}: {search.probes[-1].fate}")
 
-    def _at(self, most: Load, load: float) -> Load:
-        """``most`` with as much ``load`` in its place, and the requests that go with it."""
+    def _at(self, most: Load, load: float, requests: int) -> Load:
+        """``most`` with as much ``load`` in its place, and the requests that go with it: at least
+        so many ``requests`` where the user leaves it to us."""
+        sweep = self._sweep
         key = "request_rate" if most.rate else "concurrency"
-        loads = replace(self._sweep, **{key: [load if most.rate else int(load)]}).loads()
-        return next(each for each in loads if each.content == most.content and _alike(each, most))
+        at = replace(sweep, **{key: [load if most.rate else int(load)]})
+        alike = partial(_alike, most)
+        found = next(each for each in at.loads() if alike(each))
+        left_to_us = sweep.requests is None and sweep.duration is None and not sweep.until
+        if left_to_us and found.requests < requests:
+            at = replace(at, requests=requests)
+            found = next(each for each in at.loads() if alike(each))
+        return found
 
 
 def _alike(one: Load, other: Load) -> bool:
-    return (one.prompt_tokens, one.output_tokens) == (other.prompt_tokens, other.output_tokens)
+    lengths = (one.prompt_tokens, one.output_tokens) == (other.prompt_tokens, other.output_tokens)
+    return lengths and one.content == other.content
 
 
 def _most(load: Load) -> float:

@@ -48,16 +48,27 @@ def effective_n(in_order: Floats, threshold: float) -> float:
     return max(count / max(_autocorrelation_time(in_order <= threshold), floor), 1.0)
 
 
+def rank_autocorrelation_time(in_order: Floats) -> float:
+    """The autocorrelation time of the ranks of ``in_order``, whatever the values: +∞ among them, or
+    a few that are far out, weigh no more than others. 1 unless neighbours depend on each other."""
+    return _autocorrelation_time(_ranks(in_order)) if is_dependent(in_order) else 1.0
+
+
 def is_dependent(in_order: Floats) -> bool:
     """Whether neighbours in ``in_order`` resemble each other for sure, by their ranks."""
-    ordered = np.sort(in_order)
-    below = np.searchsorted(ordered, in_order, side="left")
-    ranks = (below + np.searchsorted(ordered, in_order, side="right")) / 2
+    ranks = _ranks(in_order)
     ranks -= ranks.mean() if len(ranks) else 0.0
     variance = float(ranks @ ranks)
     if variance == 0:
         return False
     return float(ranks[1:] @ ranks[:-1]) / variance * math.sqrt(len(ranks)) > CLEAR_Z
+
+
+def _ranks(values: Floats) -> Floats:
+    """The rank of each value, ties sharing theirs."""
+    ordered = np.sort(values)
+    below = np.searchsorted(ordered, values, side="left")
+    return np.asarray((below + np.searchsorted(ordered, values, side="right")) / 2)
 
 
 def _autocorrelation_time(series: Floats | NDArray[np.bool_]) -> float:

@@ -1,23 +1,33 @@
-"""Cell → Probe: whether a load met its objectives, and whether there is doubt."""
+"""Cells of a search → its answer: the highest load that meets the objectives."""
 
 from collections.abc import Iterable, Sequence
 
-from llmbench.measure.slo import objectives
-from llmbench.plan.search import Answer, Probe, Search
-from llmbench.records import Cell
+from llmbench.plan.search import Beyonds, Search
+from llmbench.records import Beyond, Capacity, Cell, Objective
+
+A_VERDICT = 30
+"""What an objective about a mean or a maximum is worth: it is met or not, and no share tells."""
 
 
-def probe(cell: Cell, limits_ms: dict[str, float]) -> Probe:
-    """What became of the load of ``cell``. It met its objectives if it met all, and for sure if
-    each 95% interval lies below its limit; it missed if it missed one, and for sure if one interval
-    lies above. Where a figure is withheld nothing is known, unless another objective was missed."""
-    told = objectives(cell, limits_ms)
-    sides = [_side(cell, name, limit_ms) for name, limit_ms in limits_ms.items()]
-    if any(each.met is False for each in told.values()) or not cell.requests.ok:
-        return Probe(load_of(cell), "missed", not cell.requests.ok or any(s > 0 for s in sides))
-    if any(each.met is None for each in told.values()):
-        return Probe(load_of(cell), "unknown", False)
-    return Probe(load_of(cell), "met", all(s < 0 for s in sides))
+def beyonds(cell: Cell) -> Beyonds:
+    """What ``cell`` says of each objective; nothing where it is INVALID, or does not say it all."""
+    if cell.verdict == "invalid" or cell.slo is None:
+        return {}
+    shares = cell.beyond or {}
+    told = {
+        name: shares[name] if name in shares else _of_verdict(objective)
+        for name, objective in cell.slo.items()
+    }
+    known = {name: each for name, each in told.items() if each is not None}
+    if len(known) < len(told) and all(each.share <= each.allowed for each in known.values()):
+        return {}
+    return known
+
+
+def _of_verdict(objective: Objective) -> Beyond | None:
+    if objective.met is None:
+        return None
+    return Beyond(0.0 if objective.met else 1.0, A_VERDICT, A_VERDICT, allowed=0.5)
 
 
 def load_of(cell: Cell) -> float:
@@ -25,20 +35,46 @@ def load_of(cell: Cell) -> float:
     return cell.request_rate if cell.request_rate is not None else float(cell.concurrency or 0)
 
 
-def _side(cell: Cell, name: str, limit_ms: float) -> int:
-    """-1 where the interval of a figure is below its limit, 1 where above, 0 where it holds it."""
-    metric, _, statistic = name.partition(".")
-    block = getattr(cell, f"{metric}_ms")
-    low, high = (block.ci95.get(statistic) if block else None) or (0.0, float("inf"))
-    return -1 if high <= limit_ms else 1 if low > limit_ms else 0
+def answers(
+    cells: Iterable[Cell], limits_ms: dict[str, float], least: float, most: float
+) -> list[Capacity]:
+    """The answer of each search that made ``cells``, in their order."""
+    return [_answer(group, limits_ms, least, most) for group in by_search(list(cells))]
 
 
-def answer(cells: Iterable[Cell], limits_ms: dict[str, float], most: float) -> Answer:
-    """The answer of the search that made ``cells``, in their order."""
-    search = Search(1.0, most, whole=False)
+def _answer(
+    cells: Sequence[Cell], limits_ms: dict[str, float], least: float, most: float
+) -> Capacity:
+    search = Search(least, most, whole=not cells[0].arrivals)
     for cell in cells:
-        search.add(probe(cell, limits_ms))
-    return search.answer
+        search.add(load_of(cell), beyonds(cell))
+    found = search.answer
+    at = _nearest(cells, found.load) if found.load is not None else None
+    return Capacity(
+        target=cells[0].target,
+        client=cells[0].client,
+        cache=cells[0].cache_asked,
+        prompt_tokens=cells[0].prompt_tokens,
+        by="rate" if cells[0].arrivals else "concurrency",
+        limits_ms=limits_ms,
+        load=found.load,
+        ci95=None if found.low is None or found.high is None else (found.low, found.high),
+        open_end=found.open_end or None,
+        probes=len(cells),
+        otps=at.otps if at else None,
+        otps_per_user=at.otps_per_user.p50 if at and at.otps_per_user else None,
+    )
+
+
+def _nearest(cells: Sequence[Cell], load: float) -> Cell | None:
+    """The cell with figures that ran closest to ``load``, on the side that is met if there is one;
+    of several at one load the last."""
+    shown = [cell for cell in cells if cell.verdict != "invalid" and cell.otps]
+    return min(
+        reversed(shown),
+        key=lambda cell: (load_of(cell) > load * 1.05, abs(load_of(cell) - load)),
+        default=None,
+    )
 
 
 def by_search(cells: Sequence[Cell]) -> list[list[Cell]]:

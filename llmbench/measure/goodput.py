@@ -65,16 +65,25 @@ def goodput(
 def fate(request: RequestMetrics, limits_ms: Mapping[str, float]) -> bool | None:
     """Whether ``request`` is good by all limits; ``None`` where it was cut off before one could
     tell."""
-    cut = request.failure == "cancelled"
-    if request.failure and not cut:
+    if request.failure and request.failure != "cancelled":
         return False
     for metric, limit_ms in limits_ms.items():
-        seconds = _LATENCY[metric](request)
-        if seconds is None and cut and metric in _FROM_START:
-            seconds = (request.end_ns - request.start_ns) / 1e9  # it would have been longer
+        seconds = latency_s(request, metric)
         if seconds is not None and seconds * 1e3 > limit_ms:
             return False
-    return None if cut else True
+    return None if request.failure else True
+
+
+def latency_s(request: RequestMetrics, metric: str) -> float | None:
+    """What ``request`` has of ``metric``, in seconds: +∞ where it failed; where it was cut off
+    before, as long as it had waited by then."""
+    cut = request.failure == "cancelled"
+    if request.failure and not cut:
+        return math.inf
+    seconds = _LATENCY[metric](request)
+    if seconds is None and cut and metric in _FROM_START:
+        return (request.end_ns - request.start_ns) / 1e9
+    return seconds
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:

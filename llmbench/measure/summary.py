@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from llmbench.measure import gaps as gap
 from llmbench.measure.barge_in import barge_in
+from llmbench.measure.beyond import beyond
 from llmbench.measure.blocks import MS, block, census, gaps_block
 from llmbench.measure.cost import billed
 from llmbench.measure.goodput import goodput
@@ -60,8 +61,15 @@ def summarize(
 def add_goodput(
     cell: Cell, measured: Sequence[RequestMetrics], limits_ms: Mapping[str, float]
 ) -> None:
-    """Which requests were worth their tokens, and how many tokens all of them took."""
+    """Which requests were worth their tokens, how many tokens all of them took, and how many were
+    beyond each objective of a figure that is shown."""
     cell.goodput, cell.billed = goodput(cell, measured, limits_ms), billed(measured)
+    shown = {
+        name: limit_ms
+        for name, limit_ms in limits_ms.items()
+        if getattr(cell, f"{name.partition('.')[0]}_ms") is not None
+    }
+    cell.beyond = beyond(measured, shown) or None
 
 
 def settled(cell: Cell, load: Load, requests: list[RequestMetrics]) -> list[RequestMetrics]:

@@ -1,36 +1,57 @@
-"""The highest load that meets an objective, in few probes.
+"""The highest load that meets the objectives, in few probes of which each is noisy.
 
-Loads grow fourfold until one misses; the gap between the last that met and the first that missed
-is halved on a scale of ratios until the two are close; then the winner is run once more, as is a
-load of which nothing could be told. Near the edge chance decides a probe, so the answer comes with
-the loads at which there was no doubt.
+Loads grow fourfold until one misses. From then on each probe goes where the edge most likely is
+(the median of ``knee``): there a probe tells most, and the last ones confirm each other. It ends
+when the 95% interval of the edge is narrow and two probes lie close to it, or after twelve.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from msgspec import Struct
 
+from llmbench.plan.knee import Bounds, Tried, lowest, requests_a_sample
+from llmbench.records import Beyond
+
 GROWTH = 4.0
 CLOSE = 1.05
+NARROW = 1.1
 MOST_PROBES = 12
+FEW = 50
+"""Below this a whole number is to be found exactly."""
+
+CONFIRMED = 2
+"""So many probes close to the answer it takes."""
+
+SLOW_ONES, LEAST_REQUESTS, MOST_REQUESTS = 5, 400, 5000
+"""Requests of a probe near the edge: as many as have 5 slow ones that do not depend on each
+other."""
 
 Fate = Literal["met", "missed", "unknown"]
+Beyonds = Mapping[str, Beyond]
 
 
 class Probe(Struct, frozen=True):
-    """One load that was tried. ``sure`` where the whole interval lies on one side of the limit."""
+    """One load that was tried, and what was seen of each objective; nothing where nobody knows."""
 
     load: float
-    fate: Fate
-    sure: bool
+    beyond: Beyonds
+
+    @property
+    def fate(self) -> Fate:
+        """It missed if more requests were beyond any limit than may be."""
+        if not self.beyond:
+            return "unknown"
+        missed = any(each.share > each.allowed for each in self.beyond.values())
+        return "missed" if missed else "met"
 
 
 class Answer(Struct, frozen=True):
-    """The highest load that met the objective, or ``None``; it lies between ``low``, the highest
-    that met it without doubt, and ``high``, the lowest that missed it without doubt.
+    """The highest load that meets the objectives, ``None`` where none does, between the ends of its
+    95% interval.
 
-    ``open_end`` says why no load missed, where none did.
+    ``open_end`` says why no load missed, where none did: there is no upper end then.
     """
 
     load: float | None
@@ -47,68 +68,100 @@ class Search:
         self._least, self._most, self._whole = least, most, whole
         self.probes: list[Probe] = []
 
-    def add(self, probe: Probe) -> None:
-        """Take note of what became of a load."""
-        self.probes.append(probe)
+    def add(self, load: float, beyond: Beyonds) -> None:
+        """Take note of what became of a load; an empty ``beyond`` where nothing is known."""
+        self.probes.append(Probe(load, beyond))
+
+    @property
+    def requests(self) -> int:
+        """So many are worth asking for in the next probe: more where the edge is near, as they
+        depend on each other; 0 where that does not matter yet."""
+        if not self._is_bracketed:
+            return 0
+        wanted = max(map(_requests_for, self._by_limit()))
+        return min(max(round(wanted), LEAST_REQUESTS), MOST_REQUESTS)
+
+    @property
+    def _is_bracketed(self) -> bool:
+        """Whether the edge lies between loads that have been tried."""
+        return {"met", "missed"} <= {each.fate for each in self.probes}
+
+    def _by_limit(self) -> list[list[Tried]]:
+        names = dict.fromkeys(name for each in self.probes for name in each.beyond)
+        return [
+            [(each.load, each.beyond[name]) for each in self.probes if name in each.beyond]
+            for name in names
+        ]
+
+    def _edge(self) -> Bounds:
+        return lowest(self._by_limit(), self._least, self._most)
 
     def next(self) -> float | None:
         """The load to try next, or ``None`` when the answer stands."""
         if not self.probes:
             return self._least
+        last = self.probes[-1]
         if len(self.probes) >= MOST_PROBES:
             return None
-        if self.probes[-1].fate == "unknown":
-            once = sum(each.load == self._last for each in self.probes) == 1
-            return self._last if once else None
-        met, missed = self._bracket()
-        if missed is None:
-            return (
-                None if met == self._most else self._rounded(min(self._last * GROWTH, self._most))
-            )
-        if met is None:
+        if last.fate == "unknown":
+            return last.load if self._times(last.load) == 1 else None
+        if self._is_bracketed:
+            return self._where_it_tells_most()
+        if last.fate == "missed":  # the least of all; once more, for that may be chance
+            return last.load if self._times(last.load) == 1 else None
+        return None if last.load >= self._most else self._rounded(last.load * GROWTH)
+
+    def _where_it_tells_most(self) -> float | None:
+        bounds = self._edge()
+        low, high = self._as_load(bounds.low), self._as_load(bounds.high)
+        near = [each for each in self.probes if self._is_close(each.load, bounds.median)]
+        narrow = low == high if self._whole and high < FEW else high <= NARROW * low
+        if narrow and len(near) >= CONFIRMED:
             return None
-        if self._close(met, missed):
-            return None if self._times_met(met) > 1 else met
-        return self._rounded(math.sqrt(met * missed))
+        if not self._whole:
+            return self._rounded(bounds.median)
+        below = math.floor(bounds.median)  # the edge lies between two neighbours
+        sides = sorted((below, below + 1), key=lambda load: abs(load - bounds.median))
+        return min(map(self._rounded, sides), key=self._times)
 
     @property
     def answer(self) -> Answer:
         """What has been found so far."""
-        met, missed = self._bracket()
-        sure_met = [each.load for each in self.probes if each.fate == "met" and each.sure]
-        sure_missed = [each.load for each in self.probes if each.fate == "missed" and each.sure]
-        low = max((load for load in sure_met if met is not None and load <= met), default=None)
-        high = min((load for load in sure_missed if met is None or load > met), default=None)
-        open_end = "" if missed is not None else self._why_open()
-        return Answer(met, low, high, open_end)
+        met = [each.load for each in self.probes if each.fate == "met"]
+        missed = [each.load for each in self.probes if each.fate == "missed"]
+        if not missed:
+            return Answer(max(met, default=None), max(met, default=None), None, self._why_open())
+        if not met:
+            return Answer(None, None, min(missed))
+        bounds = self._edge()
+        low, load, high = map(self._as_load, (bounds.low, bounds.median, bounds.high))
+        if load < self._least:
+            return Answer(None, None, high)
+        return Answer(min(load, self._most), low, high)
 
     def _why_open(self) -> str:
         if self.probes and self.probes[-1].fate == "unknown":
             return f"nothing could be told at {self.probes[-1].load:g}"
         return f"{self._most:g} is the most that was asked for"
 
-    @property
-    def _last(self) -> float:
-        return self.probes[-1].load
+    def _times(self, load: float) -> int:
+        return sum(each.load == load for each in self.probes)
 
-    def _bracket(self) -> tuple[float | None, float | None]:
-        """The highest load below any that missed, and the lowest that missed. A load that was run
-        twice has missed if it did so once."""
-        missed = min((each.load for each in self.probes if each.fate == "missed"), default=None)
-        met = [
-            each.load
-            for each in self.probes
-            if each.fate == "met" and (missed is None or each.load < missed)
-        ]
-        return max(met, default=None), missed
+    def _is_close(self, load: float, edge: float) -> bool:
+        if self._whole and math.floor(edge) <= load <= math.floor(edge) + 1:
+            return True
+        return max(load / edge, edge / load) <= CLOSE
 
-    def _times_met(self, load: float) -> int:
-        return sum(each.load == load and each.fate == "met" for each in self.probes)
-
-    def _close(self, met: float, missed: float) -> bool:
-        return missed / met <= CLOSE or (self._whole and missed - met <= 1)
+    def _as_load(self, edge: float) -> float:
+        return float(math.floor(edge)) if self._whole else float(f"{edge:.3g}")
 
     def _rounded(self, load: float) -> float:
-        if not self._whole:
-            return float(f"{load:.3g}")
-        return float(round(load))
+        """``load`` as it can be asked for."""
+        rounded = float(round(load)) if self._whole else float(f"{load:.3g}")
+        return min(max(rounded, self._least), self._most)
+
+
+def _requests_for(tried: Sequence[Tried]) -> float:
+    """How many requests have ``SLOW_ONES`` at the edge of this limit."""
+    allowed = tried[-1][1].allowed
+    return SLOW_ONES * requests_a_sample(tried) / (allowed * (1 - allowed))

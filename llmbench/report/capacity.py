@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from llmbench.measure.capacity import answer, by_search, load_of
-from llmbench.records import Cell
+from llmbench.measure.capacity import by_search, load_of
+from llmbench.records import Capacity, Cell
 from llmbench.report.columns import digits
 from llmbench.report.table import wrapped
 
@@ -13,43 +13,38 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
     return [cell for group in by_search(cells) for cell in sorted(group, key=load_of)]
 
 
-def render_capacity(cells: Sequence[Cell], limits_ms: dict[str, float], most: float) -> str:
+def render_capacity(found: Sequence[Capacity]) -> str:
     """One sentence a search: the load, how sure it is, and what comes out at it."""
+    several = {
+        "cache": len({each.cache for each in found}) > 1,
+        "client": len({each.client for each in found}) > 1,
+        "prompt_tokens": len({each.prompt_tokens for each in found}) > 1,
+    }
     lines = []
-    for group in by_search(cells):
-        name = group[0].target + (f" ({group[0].cache_asked})" if _mixed(cells) else "")
-        lines.append(f"{name}: {_told(group, limits_ms, most)}")
-    return "\n".join(wrapped(line) for line in lines) + "\n"
+    for each in found:
+        words = [str(getattr(each, key)) for key, shown in several.items() if shown]
+        name = each.target + (f" ({', '.join(words)})" if words else "")
+        lines.append(wrapped(f"{name}: {_told(each)}"))
+    return "\n".join(lines) + "\n"
 
 
-def _mixed(cells: Sequence[Cell]) -> bool:
-    return len({cell.cache_asked for cell in cells}) > 1
-
-
-def _told(cells: Sequence[Cell], limits_ms: dict[str, float], most: float) -> str:
-    found = answer(cells, limits_ms, most)
-    limits = " and ".join(f"{name} ≤ {limit:g} ms" for name, limit in limits_ms.items())
-    unit = "requests/s" if cells[0].arrivals else "requests in flight"
-    tried = f"{len(cells)} {'probe' if len(cells) == 1 else 'probes'}"
+def _told(found: Capacity) -> str:
+    limits = " and ".join(f"{name} ≤ {limit:g} ms" for name, limit in found.limits_ms.items())
+    unit = "requests/s" if found.by == "rate" else "requests in flight"
+    tried = f"{found.probes} {'probe' if found.probes == 1 else 'probes'}"
     if found.load is None:
-        return f"no load meets {limits}, not even {load_of(cells[0]):g} {unit} ({tried})"
-    best = max(
-        (cell for cell in cells if load_of(cell) == found.load), key=lambda cell: cell.otps or 0
-    )
-    at = [
-        f"{digits(best.otps)} tok/s in total" if best.otps else "",
-        f"{digits(best.otps_per_user.p50)} per user"
-        if best.otps_per_user and best.otps_per_user.p50
-        else "",
-    ]
+        least = f", {found.open_end}" if found.open_end else ""
+        return f"no load that was tried meets {limits}{least}; {tried}"
     sure = []
-    if found.low is not None:
-        sure.append(f"{found.low:g} without doubt")
-    if found.high is not None:
-        sure.append(f"{found.high:g} certainly not")
+    if found.ci95 is not None:
+        sure.append(f"95% interval {found.ci95[0]:g}–{found.ci95[1]:g}")
     if found.open_end:
         sure.append(found.open_end)
+    at = [
+        f"{digits(found.otps)} tok/s in total" if found.otps else "",
+        f"{digits(found.otps_per_user)} per user" if found.otps_per_user else "",
+    ]
     return (
-        f"up to {found.load:g} {unit} meet {limits} ({'; '.join(sure) or 'all within doubt'}); "
+        f"up to {found.load:g} {unit} meet {limits} ({'; '.join(sure)}); "
         f"there {', '.join(part for part in at if part) or 'no rate is known'}; {tried}"
     )
