@@ -52,6 +52,8 @@ class BudgetRow(Struct, kw_only=True):
 
     ``answered`` of ``turns`` said or called something. ``ttsc_ms`` is the time to the first
     speakable chunk, or to a tool call of a reply without a text; a failed turn counts as +∞ in it.
+    ``ttsc_error_ms`` is the most that the ruler can be off in a time to an event of the stream, as
+    for TTFT: by quantile, ``None`` without kernel stamps and calibration.
     ``left_ms`` is what is left of the budget after the whole turn, at the asked share: negative
     where it exceeds it. ``stalled_share`` is the share of replies with a stall; blocks of stalls,
     delays and pauses have one value a whole reply. See ``measure/speech`` for what they are.
@@ -81,6 +83,7 @@ class BudgetRow(Struct, kw_only=True):
     longest_pause_ms: Block | None = None
     fluidity: Block | None = None
     first_tool_ms: Block | None = None
+    ttsc_error_ms: dict[str, float] | None = None
     by_turn: list[TurnRow] = field(default_factory=list)
     verdict: str = "valid"
     reasons: list[str] = field(default_factory=list)
@@ -145,6 +148,7 @@ def budget_row(cell: Cell, requests: Sequence[Spoken], asked: Budget) -> BudgetR
             p50=_quantile_ms(turns_s, 0.5, len(waits_s)),
             p95=_quantile_ms(turns_s, 0.95, len(waits_s)),
         ),
+        ttsc_error_ms=cell.ruler.ttft_error_ms,
         verdict=cell.verdict,
         reasons=list(cell.reasons),
     )

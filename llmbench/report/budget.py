@@ -19,6 +19,8 @@ from llmbench.report.table import WIDTH, grid, wrapped
 
 SCHEMA = "llmbench.budget/1"
 WIDEST_NAME = 24
+NOTABLE_ERROR = 0.005
+"""The share of the budget beyond which the ruler's own error is told."""
 
 
 class Column(NamedTuple):
@@ -74,7 +76,7 @@ def render(report: BudgetReport, style: str, bars: str = "") -> str:
         draw([*load_columns(report.rows), *_turn_columns(report)], report.rows),
         "\n".join(_lines([each.says for each in report.verdicts], markdown)),
         f"```\n{bars}```" if markdown and bars else bars,
-        draw([*load_columns(report.rows), *_speech_columns()], report.rows),
+        draw([*load_columns(report.rows), *_speech_columns(report.rows)], report.rows),
         _by_turn(report.rows, draw=_markdown_grid if markdown else _terminal_grid),
         "\n".join(_lines(report.notes, markdown)),
     ]
@@ -154,17 +156,25 @@ def notes(report: BudgetReport) -> list[str]:
         else f"{digits(1000 * manner.start_delay_s)} ms after the first word"
     )
     chars = f"{manner.chars} character{'s' * (manner.chars > 1)}"
-    lines = [
-        f"{row_name(row, report.rows)}: INVALID, {reason}"
-        for row in report.rows
-        if row.verdict == "invalid"
-        for reason in row.reasons
-    ]
+    invalid: dict[str, list[str]] = {}
+    for row in report.rows:
+        if row.verdict == "invalid":
+            for reason in row.reasons:
+                invalid.setdefault(reason, []).append(row_name(row, report.rows))
+    lines = [f"{', '.join(names)}: INVALID, {reason}" for reason, names in invalid.items()]
     lines += [
         f"{row_name(row, report.rows)}: {row.turns - row.answered} of {row.turns} turns were never "
         "answered, and count as never in budget"
         for row in report.rows
         if row.answered < row.turns
+    ]
+    lines += [
+        f"{row_name(row, report.rows)}: the ruler can be off by {digits(error_ms)} ms at p95, "
+        f"{percent(error_ms / report.budget_ms)} of the budget"
+        for row in report.rows
+        if row.verdict != "invalid"
+        and (error_ms := (row.ttsc_error_ms or {}).get("p95", 0.0))
+        > NOTABLE_ERROR * report.budget_ms
     ]
     return [
         *lines,
@@ -240,8 +250,9 @@ def _turn_columns(report: BudgetReport) -> list[Column]:
     ]
 
 
-def _speech_columns() -> list[Column]:
-    return [
+def _speech_columns(rows: Sequence[BudgetRow]) -> list[Column]:
+    """The tool call only where there is one."""
+    columns = [
         Column("sentence\nms p50", _of("first_sentence_ms", "p50")),
         Column("sentence\nms p95", _of("first_sentence_ms", "p95"), spare=3),
         Column("start delay\nms p95", _of("start_delay_ms", "p95")),
@@ -249,8 +260,10 @@ def _speech_columns() -> list[Column]:
         Column("stalled\nms p95", _of("stalled_ms", "p95")),
         Column("pause\nms p95", _of("longest_pause_ms", "p95"), spare=2),
         Column("fluidity\np50", _of("fluidity", "p50")),
-        Column("tool call\nms p50", _of("first_tool_ms", "p50"), spare=4),
     ]
+    if any(row.first_tool_ms is not None for row in rows):
+        columns.append(Column("tool call\nms p50", _of("first_tool_ms", "p50"), spare=4))
+    return columns
 
 
 def _of(name: str, quantile: str) -> Callable[[BudgetRow], str]:

@@ -173,12 +173,8 @@ def _svg_bar(bar: Bar, top: float, per_ms: float, colors: dict[str, str]) -> lis
             ink = "#ffffff" if color in _DARK else "#000000"
             pieces.append(_text(x + 5, middle, figure, fill=ink))
         x += width
-    if bar.ms * per_ms > end - _LEFT:  # it goes on
-        points = (
-            f"{end - 9},{top} {end + 1},{top - 1} {end + 1},{top + _BAR + 1} {end - 9},{top + _BAR}"
-        )
-        points += f" {end},{top + _BAR / 2}"
-        pieces.append(f'<polygon points="{points}" fill="#ffffff"/>')
+    if bar.ms * per_ms > end - _LEFT:
+        pieces.append(_goes_on(end, top))
     pieces.append(_text(_WIDTH - _RIGHT + 8, middle, bar.total))
     pieces.append(_text(_WIDTH - 12, middle, bar.in_budget, anchor="end", weight="bold"))
     return pieces
