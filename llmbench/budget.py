@@ -8,14 +8,17 @@ import csv
 import re
 import sys
 import tomllib
+from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
-from llmbench.errors import UserError
+from llmbench import lists
+from llmbench.errors import Unmeasurable, UserError
 from llmbench.measure import budget as chances
 from llmbench.measure.budget import Stage, read_stage, read_time, sampled_stage
 from llmbench.measure.cell import judged
@@ -26,6 +29,7 @@ from llmbench.measure.turn_budget import (
     SEED,
     Budget,
     BudgetRow,
+    Group,
     Quantiles,
     Spoken,
     budget_row,
@@ -36,8 +40,12 @@ from llmbench.plan.lengths import shown
 from llmbench.records import Cell, CellFacts
 from llmbench.report.budget import BudgetReport, StageRow, notes, render
 from llmbench.report.budget_picture import render_bars, render_svg
-from llmbench.report.budget_verdict import verdict_rows
+from llmbench.report.budget_verdict import VerdictRow, search_verdict_rows, verdict_rows
 from llmbench.store import RunDirectory
+
+if TYPE_CHECKING:
+    from llmbench.config import Sweep
+    from llmbench.drive.sweep import Runs
 
 GOOD, NOT_MET, NOTHING_MEASURED = 0, 1, 3
 DEFAULT_SHARE = "95%"
@@ -59,6 +67,9 @@ VOICE: dict[str, Any] = {
 
 MEASURED = frozenset(VOICE.keys() - {"text", "calibrate"} | {"target", "model", "out"})
 """The keys of a sweep that are flags here too."""
+
+OF_A_SEARCH = ("least", "most")
+MOST_USERS = 64
 
 _SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*%")
 _SAMPLE = re.compile(r"([0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)\s*(ms|s|)")
@@ -118,6 +129,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "voice-strict, voice, chat-reading, agent, or a file like configs/budget-voice.toml",
         metavar="NAME",
     )
+    parser.add_argument(
+        "--search", action="store_true", help="find the number of users, in a dozen probes at most"
+    )
+    flag(
+        "--least",
+        "the fewest users that a search tries (default: 1)",
+        type=lists.number,
+        metavar="N",
+    )
+    flag("--most", f"the most (default: {MOST_USERS})", type=lists.number, metavar="N")
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="write the picture to FILE")
 
@@ -135,11 +156,36 @@ def run(args: argparse.Namespace) -> int:
             args.svg.write_text(render_svg(report), encoding="utf-8")
         except OSError as problem:
             raise UserError(f"--svg {args.svg}: cannot be written: {problem.strerror}") from None
+    answered = any(row.answered for row in report.rows)
+    if not answered and args.format in ("table", "markdown"):
+        reasons = [reason for row in report.rows for reason in row.reasons]
+        raise Unmeasurable("; ".join(dict.fromkeys(reasons)) or "no turn was answered")
     sys.stdout.write(render(report, args.format, render_bars(report)))
-    if not any(row.answered for row in report.rows):
+    if not answered:
         return NOTHING_MEASURED
     met = any(each.probable is not None for each in report.verdicts)
     return NOT_MET if settings.share and not met else GOOD
+
+
+def measurement(args: argparse.Namespace) -> "tuple[Sweep, Runs | None]":
+    """What is to be measured where there is no run yet, and how; what is wrong with the budget is
+    said before."""
+    from llmbench.config import load_search, load_sweep
+    from llmbench.drive.budget import BudgetRun
+
+    asked, given = read_budget(settings_from(args)), vars(args)
+    own = {key: given[key] for key in MEASURED & given.keys()}
+    if own.get("turns") == 1:
+        own.setdefault("think_time", "")  # ours has nothing to stand between
+    if not args.search:
+        if stray := [key for key in OF_A_SEARCH if key in given]:
+            raise UserError(f"--{stray[0]}: it is for a search: give --search, too")
+        return load_sweep(VOICE | own, args.config), None
+    # A search chooses its loads, and how many requests they take where the user does not say.
+    voice = {key: VOICE[key] for key in VOICE.keys() - {"concurrency", "requests"}}
+    ends = {"most": MOST_USERS} | {key: given[key] for key in OF_A_SEARCH if key in given}
+    sweep = load_search(voice | own | ends, args.config, by_slo=False)
+    return sweep, partial(BudgetRun, asked=asked)
 
 
 # ---- what the user asked
@@ -305,6 +351,7 @@ def _sample_s(text: str, unit: str, where: str) -> float:
 def report_of(directory: RunDirectory, asked: Budget) -> BudgetReport:
     """The stored requests of every cell of a run, against what was ``asked``."""
     rows = _rows(directory, asked)
+    groups = grouped(rows, asked.share)
     ordered_s = sorted_sums(asked)
     report = BudgetReport(
         budget_ms=1000 * asked.budget_s,
@@ -313,12 +360,26 @@ def report_of(directory: RunDirectory, asked: Budget) -> BudgetReport:
         stages_ms=Quantiles(p50=1000 * ordered_s[0], p95=1000 * ordered_s[1]),
         left_for_llm_ms=1000 * chances.left_s(asked.spent, asked.budget_s, asked.share),
         manner=asked.manner,
-        rows=rows,
-        verdicts=verdict_rows(grouped(rows, asked.share)),
+        rows=_by_load(groups) if directory.run.sweep.search else rows,
+        verdicts=_verdicts(directory, groups, asked.share),
         notes=[],
     )
     report.notes = notes(report)
     return report
+
+
+def _verdicts(directory: RunDirectory, groups: Sequence[Group], share: float) -> list[VerdictRow]:
+    """One for each of ``groups``."""
+    sweep = directory.run.sweep
+    if not sweep.search:
+        return verdict_rows(groups)
+    most = max(float(load) for load in sweep.request_rate or sweep.concurrency)
+    return search_verdict_rows(groups, share, sweep.least, most)
+
+
+def _by_load(groups: Sequence[Group]) -> list[BudgetRow]:
+    """The rows of a search, which ran them in another order."""
+    return [row for group in groups for row in sorted(group.rows, key=lambda row: row.load or 0.0)]
 
 
 def sorted_sums(asked: Budget) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from llmbench.flags import WRONG_USAGE, parser
 if TYPE_CHECKING:
     from llmbench.config import Sweep
     from llmbench.datasets.survey import Survey
-    from llmbench.drive.sweep import SweepRun
+    from llmbench.drive.sweep import Runs, SweepRun
     from llmbench.records import Cell
     from llmbench.store import Run
 
@@ -81,8 +81,9 @@ def _survey(settings: "Sweep") -> "Survey | None":
     )
 
 
-def _measure(settings: "Sweep", *, quiet: bool = False) -> "SweepRun":
-    """Run a sweep, store it, and print its table, unless ``quiet``, whatever becomes of it."""
+def _measure(settings: "Sweep", runner: "Runs | None" = None, *, quiet: bool = False) -> "SweepRun":
+    """Run a sweep, or what ``runner`` makes of it, store it, and print its table, unless ``quiet``,
+    whatever becomes of it."""
     from llmbench import host
     from llmbench.drive.sweep import SweepRun
     from llmbench.report.live import LiveView
@@ -90,7 +91,7 @@ def _measure(settings: "Sweep", *, quiet: bool = False) -> "SweepRun":
 
     directory = RunDirectory.create(settings, settings.targets(), host.describe())
     view = LiveView()
-    run = SweepRun(directory, view)
+    run = (runner or SweepRun)(directory, view)
     try:
         run.run()
         if settings.calibrate and not run.interrupted:
@@ -107,21 +108,16 @@ def _measure(settings: "Sweep", *, quiet: bool = False) -> "SweepRun":
 
 def capacity(args: argparse.Namespace) -> int:
     """Find the highest load that meets the objectives, in a dozen probes at most."""
-    from llmbench import host
     from llmbench.config import load_search
     from llmbench.drive.capacity import CapacityRun
-    from llmbench.report.live import LiveView
-    from llmbench.store import RunDirectory
 
     settings = load_search(_given(args), args.config)
-    directory = RunDirectory.create(settings, settings.targets(), host.describe())
-    run = CapacityRun(directory, LiveView())
-    try:
-        run.run()
-    finally:
-        directory.save_summary(run.cells)
-        _print_cells(directory.run, run.cells, settings.format, settings.baseline)
-        print(f"evidence: {directory.path}", file=sys.stderr)
+    if args.dry_run:
+        from llmbench.report.plan import render_search
+
+        sys.stdout.write(render_search(settings))
+        return GOOD
+    run = _measure(settings, CapacityRun)
     return INTERRUPTED if run.interrupted else _exit_code(run.cells)
 
 
@@ -193,12 +189,8 @@ def budget(args: argparse.Namespace) -> int:
     from llmbench import budget
 
     if args.run_dir is None:
-        from llmbench.config import load_sweep
-
-        budget.settings_from(args)  # what is wrong with it is said before anything is measured
-        keys = budget.MEASURED & vars(args).keys()
-        spoken = budget.VOICE | {key: getattr(args, key) for key in keys}
-        run = _measure(load_sweep(spoken, args.config), quiet=True)
+        settings, runner = budget.measurement(args)
+        run = _measure(settings, runner, quiet=True)
         if run.interrupted:
             return INTERRUPTED
         args.run_dir = run.path

@@ -250,8 +250,9 @@ def load_sweep(flags: dict[str, Any], config: Path | None = None) -> Sweep:
     return replace(sweep, dataset_format=dataset_format(sweep, place))
 
 
-def load_search(flags: dict[str, Any], config: Path | None = None) -> Sweep:
-    """The sweep of a search for capacity: its one load is the most that is tried."""
+def load_search(flags: dict[str, Any], config: Path | None = None, *, by_slo: bool = True) -> Sweep:
+    """The sweep of a search for capacity: its one load is the most that is tried. It goes by the
+    objectives, which must be there, unless ``by_slo`` is false."""
     flags = dict(flags)
     by, most = flags.pop("by", "concurrency"), flags.pop("most", 256.0)
     key = "request_rate" if by == "rate" else "concurrency"
@@ -259,7 +260,7 @@ def load_search(flags: dict[str, Any], config: Path | None = None) -> Sweep:
         if other in flags:
             raise UserError(f"{_flag(other)}: a search chooses its loads; give --least and --most")
     sweep = load_sweep(flags | {key: [most if by == "rate" else int(most)], "search": by}, config)
-    if not sweep.slo:
+    if by_slo and not sweep.slo:
         raise UserError("--slo: say what is to be met, such as --slo ttft.p95=500ms")
     if sweep.least >= most:
         raise UserError(f"--least {sweep.least:g}: must be less than --most {most:g}")

@@ -407,19 +407,20 @@ def test_turns_of_a_conversation(
     assert code == 0
 
 
-def test_a_cell_that_is_invalid_says_nothing(
-    truth: Callable[..., TruthServer],
-    run_llmbench: Llmbench,
-    run_dir: Path,
-    capsys: pytest.CaptureFixture[str],
+def test_where_nothing_was_answered_one_line_says_why(
+    truth: Callable[..., TruthServer], run_llmbench: Llmbench, run_dir: Path
 ) -> None:
     server = truth(truncate_at=4)
     sweep = ("sweep", "--target", server.url, "--concurrency", "1", "--requests", "3")
     run_llmbench(*sweep, "--no-calibrate", "--out", run_dir)
-    code, text = ran(capsys, run_dir, "--budget", "60s")
-    assert code == 3
-    assert "nothing can be said from it on: the cell at 1 is INVALID" in text
-    assert "1 user: INVALID, " in text
+    done = run_llmbench("budget", run_dir, "--budget", "60s")
+    assert (done.code, done.out) == (3, "")
+    assert "the connection closed in the middle of the reply" in done.err
+    assert len(done.err.splitlines()) == 1
+    told = run_llmbench("budget", run_dir, "--budget", "60s", "--format", "json")
+    assert told.code == 3
+    (row,) = json.loads(told.out)["rows"]
+    assert row["verdict"] == "invalid"
 
 
 # ── one cell, from its traces ────────────────────────────────────────────────────────────────────

@@ -1,6 +1,5 @@
 """Find the highest load that meets an objective: each cell is chosen by those before it."""
 
-from collections.abc import Callable
 from functools import partial
 
 from msgspec.structs import replace
@@ -11,17 +10,12 @@ from llmbench.errors import Unmeasurable
 from llmbench.measure.capacity import beyonds
 from llmbench.plan.scale import Scale
 from llmbench.plan.search import Beyonds, Search
-from llmbench.records import Cell, CellFacts, Load
+from llmbench.records import CellFacts, Load
 
 
 class CapacityRun(SweepRun):
     """A search for each target, length, cache and client of its sweep. The sweep's own loads are
-    the most that is tried, so that an engine that is started has room for it.
-
-    ``judge`` says what a cell means for the search: how much of it is beyond what is allowed.
-    """
-
-    judge: Callable[[Cell], Beyonds] = staticmethod(beyonds)
+    the most that is tried, so that an engine that is started has room for it."""
 
     async def _measure_plan(
         self, reached: Reached, plan: CellFacts, scales: dict[object, Scale | Unmeasurable]
@@ -31,8 +25,12 @@ class CapacityRun(SweepRun):
             asked = self._at(plan.load, load, search.requests)
             facts = replace(plan, cell=len(self._measured), load=asked)
             await super()._measure_plan(reached, _reseeded(facts, len(search.probes)), scales)
-            search.add(load, self.judge(self.cells[-1]))
+            search.add(load, self._beyond())
             self._view.say(f"{load:g}: {search.probes[-1].fate}")
+
+    def _beyond(self) -> Beyonds:
+        """How much of the last cell is beyond what is allowed."""
+        return beyonds(self.cells[-1])
 
     def _at(self, most: Load, load: float, requests: int) -> Load:
         """``most`` with as much ``load`` in its place, and the requests that go with it: at least

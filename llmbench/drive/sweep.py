@@ -309,3 +309,7 @@ class SweepRun:
             if plan.cell not in kept:
                 facts = replace(plan, unmeasured=str(problem))
                 self._keep(facts, target, tuple)
+
+
+Runs = Callable[[RunDirectory, View], SweepRun]
+"""What makes a run of a directory: ``SweepRun``, or one that chooses its cells as it goes."""

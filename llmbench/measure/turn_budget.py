@@ -9,12 +9,14 @@ from msgspec import Struct, field
 from llmbench.apis import APIS
 from llmbench.measure import budget as chances
 from llmbench.measure import statistics as stats
+from llmbench.measure.beyond import sample_worth
 from llmbench.measure.blocks import MS, block
 from llmbench.measure.budget import Chance, Level, Stage, Sums, Verdict
 from llmbench.measure.metrics import measure
 from llmbench.measure.speech import Manner, Speech, read, speech
 from llmbench.measure.statistics import Floats
-from llmbench.records import Block, Cell, Range, RequestMetrics, Target, Trace
+from llmbench.plan.search import Answer, Beyonds, Search
+from llmbench.records import Beyond, Block, Cell, Range, RequestMetrics, Target, Trace
 
 SEED = 0
 
@@ -54,6 +56,7 @@ class BudgetRow(Struct, kw_only=True):
     speakable chunk, or to a tool call of a reply without a text; a failed turn counts as +∞ in it.
     ``ttsc_error_ms`` is the most that the ruler can be off in a time to an event of the stream, as
     for TTFT: by quantile, ``None`` without kernel stamps and calibration.
+    The turns are ``worth`` so many independent ones.
     ``left_ms`` is what is left of the budget after the whole turn, at the asked share: negative
     where it exceeds it. ``stalled_share`` is the share of replies with a stall; blocks of stalls,
     delays and pauses have one value a whole reply. See ``measure/speech`` for what they are.
@@ -74,6 +77,7 @@ class BudgetRow(Struct, kw_only=True):
     turn_ms: Quantiles
     in_budget: float | None = None
     in_budget_ci95: tuple[float, float] | None = None
+    worth: float | None = None
     left_ms: float | None = None
     first_sentence_ms: Block | None = None
     start_delay_ms: Block | None = None
@@ -154,6 +158,7 @@ def budget_row(cell: Cell, requests: Sequence[Spoken], asked: Budget) -> BudgetR
     )
     if told := chances.chance(waits_s, asked.spent, asked.budget_s):
         row.in_budget, row.in_budget_ci95 = told.value, (told.low, told.high)
+        row.worth = sample_worth(waits_s, chances.left_s(asked.spent, asked.budget_s, 0.5))
         slow_ms = _quantile_ms(turns_s, asked.share, len(waits_s))
         row.left_ms = None if slow_ms is None else asked.budget_s * MS - slow_ms
     _add_speech(row, [each.speech for each in replies])
@@ -234,6 +239,23 @@ def grouped(rows: Sequence[BudgetRow], share: float) -> list[Group]:
         Group(its, chances.verdict([Level(each.load or 0.0, each.chance) for each in its], share))
         for its in groups.values()
     ]
+
+
+def beyond_budget(row: BudgetRow, share: float) -> Beyonds:
+    """What a search for the load is told: the turns that are not in budget; nothing where nobody
+    knows."""
+    if row.chance is None:
+        return {}
+    worth = row.turns if row.worth is None else row.worth
+    return {"turn": Beyond(1 - row.chance.value, row.turns, worth, round(1 - share, 9))}
+
+
+def searched(rows: Sequence[BudgetRow], share: float, least: float, most: float) -> Answer:
+    """The answer of the search that ran ``rows``, in their order."""
+    search = Search(least, most, whole=rows[0].arrivals is None)
+    for row in rows:
+        search.add(row.load or 0.0, beyond_budget(row, share))
+    return search.answer
 
 
 def _apart(row: BudgetRow) -> tuple[object, ...]:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from llmbench.measure.statistics import fewest
-from llmbench.measure.turn_budget import BudgetRow, Group
+from llmbench.measure.turn_budget import BudgetRow, Group, searched
+from llmbench.plan.search import Answer
 
 
 class VerdictRow(Struct, kw_only=True):
@@ -36,6 +37,37 @@ def _verdict_row(group: Group, groups: Sequence[Group]) -> VerdictRow:
         most=found.most,
         says=where + _says(group, unit),
     )
+
+
+def search_verdict_rows(
+    groups: Sequence[Group], share: float, least: float, most: float
+) -> list[VerdictRow]:
+    """One verdict a group of cells that a search has run, in the order in which it ran them."""
+    rows = []
+    for group in groups:
+        first, found = group.rows[0], searched(group.rows, share, least, most)
+        unit = unit_of(first)
+        where = f"{_name(group, groups)}: " if len(groups) > 1 else ""
+        rows.append(
+            VerdictRow(
+                target=first.target,
+                unit=unit,
+                sure=found.low,
+                probable=found.load,
+                most=most,
+                says=where + _search_says(found, unit, percent(share), len(group.rows)),
+            )
+        )
+    return rows
+
+
+def _search_says(found: Answer, unit: str, share: str, probes: int) -> str:
+    tried = f"{probes} {'probe' if probes == 1 else 'probes'}"
+    if found.load is None:
+        return f"not even the lightest load at {share} ({found.open_end or tried})"
+    sure = [f"95% interval {found.low:g}–{found.high:g}"] if found.high is not None else []
+    sure += [found.open_end] if found.open_end else []
+    return f"up to {count_of(found.load, unit)} at {share} ({'; '.join([*sure, tried])})"
 
 
 def _says(group: Group, unit: str) -> str:

@@ -9,6 +9,7 @@ from llmbench.datasets.survey import Spread, Survey
 from llmbench.plan.arrivals import read_rate
 from llmbench.plan.grid import grid
 from llmbench.plan.lengths import read_seconds
+from llmbench.plan.search import LEAST_REQUESTS, MOST_PROBES, MOST_REQUESTS
 from llmbench.plan.until import LOOKS
 from llmbench.records import TRACE, CellFacts, Load
 
@@ -50,6 +51,20 @@ def render_plan(sweep: Sweep, found: Survey | None = None) -> str:
     )
     lines = (table, *_summary(sweep, cells, found), *_content(cells), *_surveyed(found))
     return "\n".join(lines) + "\n"
+
+
+def render_search(sweep: Sweep) -> str:
+    """What a search for capacity would do: its loads are not known before it has run."""
+    by = "requests a second" if sweep.request_rate else "requests in flight"
+    most = max(map(float, sweep.request_rate or sweep.concurrency))
+    targets = ", ".join(target.name for target in sweep.targets())
+    heaviest = max(seconds(cell) for cell in grid(sweep))
+    return (
+        f"at most {MOST_PROBES} loads of {targets}, from {sweep.least:g} to {most:g} {by}; the "
+        f"heaviest takes about {duration(heaviest)},\nand where the edge is near each has "
+        f"{LEAST_REQUESTS:,} to {MOST_REQUESTS:,} requests, unless --requests or --duration says "
+        "how many\n"
+    )
 
 
 def _length(mean: int, drawn: str) -> str:
