@@ -208,6 +208,12 @@ def compare(args: argparse.Namespace) -> int:
     """Say by how much stored runs differ, how sure that is, and whether a gate fails."""
     from llmbench import compare
 
+    if args.ab:
+        compare.read_rules(args)  # what is wrong with them is said before anything is measured
+        run = _measure(compare.measurement(args), quiet=True)
+        args.runs = [str(run.path)]
+        code = compare.run(args)
+        return INTERRUPTED if run.interrupted else code
     return compare.run(args)
 
 

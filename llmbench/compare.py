@@ -5,17 +5,24 @@ import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from llmbench import lists
 from llmbench.errors import Unmeasurable, UserError
 
 if TYPE_CHECKING:
+    from llmbench.config import Sweep
     from llmbench.measure.gate import Rule
     from llmbench.measure.likeness import Side, Stored
     from llmbench.records import RequestMetrics
     from llmbench.report.compare import Pair
 
 GOOD, GATE_FAILED = 0, 1
+RUNS_A_SIDE, LEAST_RUNS_A_SIDE = 4, 2
+MEASURED = (
+    *("model", "concurrency", "request_rate", "prompt_tokens", "output_tokens"),
+    *("requests", "duration", "repeat", "out"),
+)
 FORMATS = ("table", "markdown", "json", "junit")
 
 
@@ -24,10 +31,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="run directories, the baseline first; several runs of one side as RUN,RUN",
+        help="run directories, the baseline first; several runs of one side as RUN,RUN; of one run "
+        "alone its targets are compared; with --ab targets, as for llmbench sweep",
     )
     parser.add_argument(
-        "--baseline", default=None, metavar="RUN", help="the one to compare with, if not the first"
+        "--ab", action="store_true", help="measure the targets first, in turns: A B B A"
+    )
+    parser.add_argument(
+        "--baseline",
+        default=None,
+        metavar="RUN",
+        help="the one to compare with, if not the first: a run, or of one run a target's name",
     )
     parser.add_argument(
         "--margin",
@@ -47,6 +61,54 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--anyway", action="store_true", help="compare runs that did other work, too"
     )
     parser.add_argument("--format", choices=FORMATS, default="table")
+    _add_measured_flags(parser)
+
+
+def _add_measured_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("with --ab, what is measured", "as for llmbench sweep")
+
+    def flag(name: str, text: str, **options: Any) -> None:
+        group.add_argument(name, default=argparse.SUPPRESS, help=text, **options)
+
+    flag("--model", "model to ask for", metavar="M")
+    flag("--concurrency", "requests in flight (default: 8)", type=lists.counts, metavar="N,…")
+    flag("--request-rate", "requests a second instead", type=lists.items, metavar="R,…")
+    flag("--prompt-tokens", "prompt lengths", type=lists.items, metavar="N,…")
+    flag("--output-tokens", "length of the replies", metavar="N")
+    flag("--requests", "requests a run (72, or two a stream)", type=lists.whole, metavar="N")
+    flag("--duration", "measure each run for S seconds instead", type=lists.number, metavar="S")
+    flag("--repeat", f"runs of each target (default: {RUNS_A_SIDE})", type=lists.whole, metavar="N")
+    flag("--out", "run directory (default: results/<time>-<name>)", metavar="DIR")
+    group.add_argument(
+        "--config", type=Path, default=None, metavar="FILE", help="a sweep's TOML, for all else"
+    )
+
+
+def measurement(args: argparse.Namespace) -> "Sweep":
+    """The sweep of an A/B test: all targets at once, every cell several times, in turns."""
+    from llmbench.config import load_sweep
+
+    given = {key: vars(args)[key] for key in MEASURED if key in vars(args)}
+    if not {"concurrency", "request_rate"} & given.keys() and args.config is None:
+        given["concurrency"] = [8]
+    if len(args.runs) < 2 and args.config is None:
+        raise UserError("compare --ab: give two targets or more, the baseline first")
+    fixed = {"target": list(args.runs), "together": True}
+    sweep = load_sweep({"repeat": RUNS_A_SIDE} | given | fixed, args.config)
+    if sweep.repeat < LEAST_RUNS_A_SIDE:
+        raise UserError(f"--repeat {sweep.repeat}: to take turns takes {LEAST_RUNS_A_SIDE} or more")
+    _in_order([target.name for target in sweep.targets()], args.baseline)
+    return sweep
+
+
+def read_rules(args: argparse.Namespace) -> "tuple[float, list[Rule]]":
+    """The margin and the rules of the gate. Raises ``UserError``."""
+    from llmbench.measure import gate
+
+    rules = [gate.read_rule(text) for text in args.fail_if]
+    if args.format == "junit" and not rules:
+        raise UserError("--format junit: it has a test case for each --fail-if, and there is none")
+    return _margin(args.margin), rules
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,11 +117,9 @@ def run(args: argparse.Namespace) -> int:
     from llmbench.measure.claims import decide
     from llmbench.report.compare import RENDERERS, Comparison
 
-    margin, rules = _margin(args.margin), [gate.read_rule(text) for text in args.fail_if]
-    if args.format == "junit" and not rules:
-        raise UserError("--format junit: it has a test case for each --fail-if, and there is none")
-    names = _in_order(args.runs, args.baseline)
-    base, *others = [_read(name) for name in names]
+    margin, rules = read_rules(args)
+    base, *others = _groups(args.runs, args.baseline)
+    names = [base.name, *(other.name for other in others)]
     pairs: list[Pair] = []
     unmatched: list[str] = []
     for other in others:
@@ -111,6 +171,22 @@ class Group(NamedTuple):
 
     name: str
     runs: "list[list[Stored]]"
+
+
+def _groups(runs: Sequence[str], baseline: str | None) -> list[Group]:
+    """The sides, the baseline's first: runs or, of one run alone, its targets."""
+    if len(runs) > 1:
+        return [_read(name) for name in _in_order(runs, baseline)]
+    (whole,) = [_read(name) for name in runs]
+    targets = list(dict.fromkeys(each.cell.target for its in whole.runs for each in its))
+    if len(targets) < 2:
+        raise UserError(f"compare: {runs[0]} has one target; give two runs or more, or --ab")
+    return [_of_target(whole, target) for target in _in_order(targets, baseline)]
+
+
+def _of_target(whole: Group, target: str) -> Group:
+    runs = [[each for each in its if each.cell.target == target] for its in whole.runs]
+    return Group(target, [its for its in runs if its])
 
 
 def _read(name: str) -> Group:

@@ -65,7 +65,8 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     ``target`` is empty for the embedded engine. ``None`` stands for a default that depends on the
     rest: see ``lengths`` and ``loads``. ``duration`` and ``timeout`` are
-    seconds.
+    seconds. ``search`` and ``together`` (all targets run at once, and their repeats take turns) are
+    set by commands.
     """
 
     target: list[str | TargetTable] = []
@@ -112,6 +113,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     baseline: str = ""
     slo: dict[str, str] = {}
     search: Literal["", "concurrency", "rate"] = ""
+    together: bool = False
     least: Annotated[float, Meta(gt=0)] = 1.0
     out: str = ""
     format: Literal["table", "markdown", "csv", "json"] = "table"
@@ -334,7 +336,7 @@ def environment(name: str, where: str) -> str:
 
 
 def _check_keys(settings: dict[str, Any], config: Path | None) -> None:
-    known = [key for key in Sweep.__struct_fields__ if key != "search"]  # a command's, not a key
+    known = [key for key in Sweep.__struct_fields__ if key not in ("search", "together")]
     for key in settings:
         if key not in known:
             raise UserError(f"{config}: unknown key '{key}'{suggestion(key, known)}")

@@ -25,7 +25,7 @@ from llmbench.errors import Unmeasurable
 from llmbench.host import raise_file_limit
 from llmbench.measure.cell import Measured, measured, report_cells
 from llmbench.measure.slo import limits_ms
-from llmbench.plan.grid import all_served, grid
+from llmbench.plan.grid import grid, take_turns
 from llmbench.plan.prompts import AGREEMENT_TOKENS, agreement_prompts
 from llmbench.plan.scale import Scale
 from llmbench.records import Cell, CellFacts, Health, Load, Target, Trace
@@ -157,7 +157,7 @@ class SweepRun:
         """Run the cells: target by target, or with all targets reached at once where their repeats
         take turns."""
         plans = grid(self._sweep)
-        if self._sweep.repeat > 1 and all_served(self._sweep):
+        if self._sweep.repeat > 1 and take_turns(self._sweep):
             await self._measure_group(plans)
             return
         for _, its in groupby(plans, key=lambda plan: plan.target):

@@ -26,14 +26,14 @@ def grid(sweep: Sweep) -> list[CellFacts]:
     ]
     if sweep.repeat > 1:
         rows = [replace(plan, row=row) for row, plan in enumerate(plans)]
-        parts = [rows] if all_served(sweep) else _by_target(rows)
+        parts = [rows] if take_turns(sweep) else _by_target(rows)
         plans = [plan for part in parts for plan in _interleaved(part, sweep)]
     return [replace(plan, cell=number) for number, plan in enumerate(plans)]
 
 
-def all_served(sweep: Sweep) -> bool:
-    """Whether all targets run already, so that their cells can take turns."""
-    return not any(target.engine for target in sweep.targets())
+def take_turns(sweep: Sweep) -> bool:
+    """Whether all targets run at once, so that their cells can take turns."""
+    return sweep.together or not any(target.engine for target in sweep.targets())
 
 
 def _by_target(plans: list[CellFacts]) -> list[list[CellFacts]]:
