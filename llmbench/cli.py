@@ -177,6 +177,10 @@ def report(args: argparse.Namespace) -> int:
     else:
         baseline = run.sweep.baseline if args.baseline is None else args.baseline
         _print_cells(run, cells, args.format, baseline)
+        if args.why and args.format in ("table", "markdown"):
+            from llmbench.report.why import render_why
+
+            sys.stdout.write(render_why(cells))
     planned = 0 if run.sweep.search else len(grid(run.sweep))
     if len(runs) < planned:
         print(f"llmbench: the run did not finish: {len(runs)} of {planned} cells", file=sys.stderr)

@@ -298,6 +298,9 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
         "--baseline", default=None, metavar="TARGET", help="show the others as ratios to this one"
     )
     parser.add_argument("--stages", action="store_true", help="show where the time goes instead")
+    parser.add_argument(
+        "--why", action="store_true", help="say below the table what each dash lacks"
+    )
     parser.add_argument("--cost", action="store_true", help="show what good requests cost instead")
     parser.add_argument(
         "--prices", type=Path, default=None, metavar="FILE", help="your prices (docs/cost.md)"

@@ -1,0 +1,45 @@
+"""Why a percentile is a dash, and how many more requests would show it: ``report --why``."""
+
+from collections.abc import Sequence
+
+from llmbench.measure.blocks import QUANTILES
+from llmbench.measure.statistics import fewest
+from llmbench.records import Block, Cell
+from llmbench.report.notes import places
+from llmbench.report.table import wrapped
+
+OF_REQUESTS = ("ttft", "tpot", "e2e")
+
+
+def needs(block: Block, name: str, batch: int = 1) -> int | None:
+    """How many more requests quantile ``name`` takes, if they do not depend on each other but for
+    those of one static ``batch``. ``None`` where it is shown, or where more would not help: it lies
+    beyond what was seen before a cut."""
+    if getattr(block, name) is not None or not block.n:
+        return None
+    missing = fewest(QUANTILES[name]) * batch - block.n
+    return missing if missing > 0 else None
+
+
+def render_why(cells: Sequence[Cell]) -> str:
+    """Lines below the table: what each cell lacks."""
+    lines = [f"{places([cell], cells) or 'all'}: {'; '.join(_told(cell))}" for cell in cells]
+    return "".join(f"{wrapped(line)}\n" for line in lines)
+
+
+def _told(cell: Cell) -> list[str]:
+    if cell.verdict == "invalid":
+        return [f"INVALID, {reason}" for reason in cell.reasons]
+    missing: dict[tuple[str, int], list[str]] = {}
+    for metric in OF_REQUESTS:
+        block = getattr(cell, f"{metric}_ms")
+        if block is None:
+            continue
+        for name in QUANTILES:
+            if (more := needs(block, name, cell.batch_size or 1)) is not None:
+                missing.setdefault((name, more), []).append(metric.upper())
+    told = [
+        f"{name} of {', '.join(metrics)} needs {more:,} more requests"
+        for (name, more), metrics in missing.items()
+    ]
+    return told or ["no percentile lacks requests"]
