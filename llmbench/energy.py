@@ -2,18 +2,14 @@
 the machine, no fans, no power supply.
 
 ``nvmlDeviceGetTotalEnergyConsumption`` counts millijoules since the driver was loaded (Volta and
-later; NVML API reference, device queries). It moves in steps of some tens of milliseconds, so a
-difference over less than half a minute is not given by the token.
+later; NVML API reference, device queries).
 """
 
 import time
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from msgspec import Struct
-
-SHORTEST_S = 30.0
-LABEL = "J/token, GPU-only"
+from llmbench.records import Energy
 
 
 class Reading(NamedTuple):
@@ -21,14 +17,6 @@ class Reading(NamedTuple):
 
     at_ns: int
     joules: dict[int, float]
-
-
-class Energy(Struct, frozen=True, kw_only=True):
-    """What ``gpus`` GPUs took together in ``seconds``, idle ones among them."""
-
-    joules: float
-    seconds: float
-    gpus: int
 
 
 def read(nvml: Any = None) -> Reading | None:
@@ -63,14 +51,6 @@ def between(before: Reading | None, after: Reading | None) -> Energy | None:
     if not taken or min(taken) < 0 or seconds <= 0:
         return None
     return Energy(joules=sum(taken), seconds=seconds, gpus=len(taken))
-
-
-def joules_per_token(energy: Energy | None, tokens: float) -> float | None:
-    """Joules for each of the output ``tokens`` that came between the readings, in whatever phase.
-    ``None`` for less than 30 s, or no tokens."""
-    if energy is None or energy.seconds < SHORTEST_S or tokens <= 0:
-        return None
-    return energy.joules / tokens
 
 
 def _counters(nvml: Any) -> dict[int, float]:

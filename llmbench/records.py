@@ -236,6 +236,15 @@ class CachedTokens(Struct, frozen=True):
     queries: float
 
 
+class Energy(Struct, frozen=True, kw_only=True):
+    """What ``gpus`` GPUs took together in ``seconds``, idle ones among them; nothing else counts:
+    no CPU, no memory of the machine, no power supply."""
+
+    joules: float
+    seconds: float
+    gpus: int
+
+
 class CellFacts(Struct, frozen=True, kw_only=True):
     """What is known of a cell beside its requests: the plan, the server's answers, how it ended.
 
@@ -245,7 +254,8 @@ class CellFacts(Struct, frozen=True, kw_only=True):
     are fewer than planned; both are empty for a cell that ran its course. ``remarks`` are what else
     its reader should know, such as rows of a dataset that were passed over. ``memory_bytes`` is
     what the engine's processes held when it ended; ``server_times`` are by stage and
-    ``server_cached`` of its prefix cache, from the server's metrics before and after.
+    ``server_cached`` of its prefix cache, from the server's metrics before and after. ``energy`` is
+    what this machine's GPUs took from before the cell to after it.
     """
 
     cell: int
@@ -267,6 +277,7 @@ class CellFacts(Struct, frozen=True, kw_only=True):
     memory_bytes: int | None = None
     server_times: dict[str, ServerTime] = field(default_factory=dict)
     server_cached: CachedTokens | None = None
+    energy: Energy | None = None
     health: Health | None = None
     calibration: Calibration | None = None
 
@@ -760,6 +771,8 @@ class Cell(Struct, kw_only=True):
     repeats: Repeats | None = None
     goodput: Goodput | None = None
     billed: Billed | None = None
+    energy_gpu_only: Energy | None = None
+    joules_per_token_gpu_only: float | None = None
     ruler: Ruler = field(default_factory=Ruler)
     verdict: Verdict = "valid"
     reasons: list[str] = field(default_factory=list)

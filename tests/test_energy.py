@@ -1,11 +1,23 @@
 """GPU energy by a stand-in for NVML's module: no GPU was at hand."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from msgspec import structs
 
 from llmbench import energy
-from llmbench.energy import Energy, Reading, between, joules_per_token
+from llmbench.cli import main
+from llmbench.energy import Reading, between
+from llmbench.measure.cost import Costed
+from llmbench.measure.energy import joules_per_token
+from llmbench.records import Billed, Cell, Counts, Energy, RequestMetrics
+from llmbench.report.cost import render_cost
+from llmbench.store import RunDirectory
+from llmbench.truth.process import TruthServer
 
 
 class NVMLError(Exception):
@@ -73,10 +85,64 @@ def test_what_was_taken_between() -> None:
     assert between(before, Reading(6_000_000_000, {7: 1.0})) is None
 
 
+def tokens(count: int) -> list[RequestMetrics]:
+    """Two requests of which one is no part of the window: it took energy too."""
+    none = np.zeros(0, dtype=np.float32)
+    common: dict[str, Any] = {"sent_ns": 0, "end_ns": 1, "token_source": "usage", "events": 0}
+    common |= {"stamps": "kernel", "gaps_s": none, "lag_ms": none, "tokens": count // 2}
+    return [RequestMetrics(phase="warmup", **common), RequestMetrics(phase="measured", **common)]
+
+
 def test_joules_a_token() -> None:
     # 8,000 J for 20,000 tokens
-    assert joules_per_token(Energy(joules=8000.0, seconds=40.0, gpus=2), 20_000) == 0.4
-    assert joules_per_token(Energy(joules=8000.0, seconds=29.9, gpus=2), 20_000) is None
-    assert joules_per_token(Energy(joules=8000.0, seconds=40.0, gpus=2), 0) is None
-    assert joules_per_token(None, 20_000) is None
-    assert "GPU-only" in energy.LABEL
+    taken = Energy(joules=8000.0, seconds=40.0, gpus=2)
+    assert joules_per_token(taken, tokens(20_000)) == 0.4
+    assert joules_per_token(structs.replace(taken, seconds=29.9), tokens(20_000)) is None
+    assert joules_per_token(taken, []) is None
+    assert joules_per_token(None, tokens(20_000)) is None
+
+
+def test_a_sweep_reads_the_counters_before_and_after(
+    truth: Callable[..., TruthServer], run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = iter([Reading(0, {0: 100.0}), Reading(40_000_000_000, {0: 260.0})])
+    monkeypatch.setattr(energy, "read", lambda: next(readings))
+    flags = [
+        "--concurrency",
+        "1",
+        "--requests",
+        "3",
+        "--warmup",
+        "1",
+        "--output-tokens",
+        "4",
+        "--no-calibrate",
+    ]
+    main(["sweep", "--target", truth().url, *flags, "--out", str(run_dir)])
+    (facts,) = RunDirectory.open(run_dir).run.cells
+    assert facts.energy == Energy(joules=160.0, seconds=40.0, gpus=1)
+    (cell,) = json.loads((run_dir / "summary.json").read_text())["cells"]
+    # At least three replies of four tokens; what came after the window took energy too.
+    assert 0 < cell["joules_per_token_gpu_only"] <= 160 / 12
+    assert cell["energy_gpu_only"]["joules"] == 160
+
+
+def test_the_cost_table_has_a_column_where_it_is_known() -> None:
+    cell = Cell(
+        target="t",
+        engine=None,
+        model=None,
+        quantization=None,
+        api="chat",
+        client="wire",
+        concurrency=1,
+        request_rate=None,
+        prompt_tokens=8,
+        output_tokens=8,
+        requests=Counts(sent=1, ok=1),
+    )
+    rows = [Costed(cell, None, None, Billed(), None)]
+    assert "J/token" not in render_cost(rows, "table")
+    cell.joules_per_token_gpu_only = 0.44
+    assert "J/token" in render_cost(rows, "table")
+    assert "0.44" in render_cost(rows, "table")

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from llmbench.engines.process import EngineProcess
 
 T = TypeVar("T")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Asker(Protocol):
@@ -46,6 +48,11 @@ class Reached(Struct, frozen=True):
     ask: Asker
     hosted: "HostedEngine | None"
     process: "EngineProcess | None"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on this machine."""
+        return bool(self.target.engine) or urlsplit(self.target.url).hostname in LOOPBACK
 
     def facts(self, plan: CellFacts) -> CellFacts:
         """``plan`` with what is now known of its target."""

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from llmbench import energy
 from llmbench.apis import prometheus
 from llmbench.drive.board import Board
 from llmbench.drive.clock import Clock
@@ -239,8 +240,9 @@ class SweepRun:
         metrics = partial(self._server_metrics, reached)
         self._running = runner
         try:
-            before = await metrics()
+            before, joules = await metrics(), energy.read() if reached.is_here else None
             health = await runner.run()
+            taken = energy.between(joules, energy.read()) if joules else None
             after = await metrics() if before else ""
             facts = replace(
                 facts,
@@ -248,6 +250,7 @@ class SweepRun:
                 stopped=runner.stopped,
                 remarks=runner.remarks,
                 health=health,
+                energy=taken,
                 memory_bytes=reached.process.memory_bytes() if reached.process else None,
                 server_times=prometheus.difference(
                     prometheus.times(before), prometheus.times(after)

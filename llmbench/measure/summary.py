@@ -12,6 +12,7 @@ from llmbench.measure.barge_in import barge_in
 from llmbench.measure.beyond import beyond
 from llmbench.measure.blocks import MS, block, census, gaps_block
 from llmbench.measure.cost import billed
+from llmbench.measure.energy import joules_per_token
 from llmbench.measure.goodput import goodput
 from llmbench.measure.latencies import add_latencies, latency_block
 from llmbench.measure.rates import add_growth, add_rates, due_ns, window_of
@@ -52,6 +53,8 @@ def summarize(
         )
     requests = settled(cell, facts.load, requests)
     measured = [each for each in requests if each.phase == "measured"]
+    cell.energy_gpu_only = facts.energy
+    cell.joules_per_token_gpu_only = joules_per_token(facts.energy, requests)
     if measured:
         _add_figures(cell, facts, requests, measured)
         add_goodput(cell, measured, limits_ms)

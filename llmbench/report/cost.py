@@ -24,6 +24,7 @@ def _columns(rows: Sequence[Costed]) -> list[Column]:
         return lambda cell: text(by_cell[id(cell)])
 
     good = "in SLO" if any(row.goodput and row.goodput.limits_ms for row in rows) else "good"
+    joules = Column("J/token\nGPU-only", of(_joules))
     return [
         Column(f"{good}\n%", of(_share)),
         Column(f"{good}\n95% CI", of(_interval), spare=4),
@@ -32,6 +33,7 @@ def _columns(rows: Sequence[Costed]) -> list[Column]:
         Column("cost/1M\noutput", of(_per_token)),
         Column("currency", of(lambda row: row.price.currency if row.price else ""), spare=3),
         Column("price of", of(lambda row: f"{row.price.date}" if row.price else NOT_MEASURED)),
+        *([joules] if any(row.cell.joules_per_token_gpu_only for row in rows) else []),
     ]
 
 
@@ -41,6 +43,10 @@ def _figure(row: Costed, value: float | None) -> str:
 
 def _rate(row: Costed) -> float | None:
     return row.goodput.per_s if row.goodput else None
+
+
+def _joules(row: Costed) -> str:
+    return _figure(row, row.cell.joules_per_token_gpu_only)
 
 
 def _share(row: Costed) -> str:
