@@ -164,8 +164,8 @@ SERVICE_S = (TTFT_MS + ITL_MS * (TOKENS - 1)) / 1e3
 
 
 def live(searches: int, ways: list[str]) -> None:
-    """Poisson arrivals: the same M/D/c. Users: where the limit is less than half of what a user more
-    than slots waits on average, the slots."""
+    """Poisson arrivals: the same M/D/c. Users: where the limit is below what one user more than
+    there are slots waits on average, the slots."""
     script = Script(ttft_ms=TTFT_MS, itl_ms=ITL_MS, output_tokens=TOKENS, max_parallel=SLOTS)
     queue = Queue("live", SLOTS, SERVICE_S, False, 0.1, 0.1)
     known = {
