@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 import trustme
 
+from llmbench.records import Cell, Counts
 from llmbench.truth.process import TruthServer
 from llmbench.truth.script import Script
 
@@ -405,6 +406,24 @@ def run_llmbench(tmp_path: Path) -> Iterator[Llmbench]:
 def run_dir(tmp_path: Path) -> Path:
     """Where a run goes; not there yet."""
     return tmp_path / "run"
+
+
+def bare_cell(**known: Any) -> Cell:
+    """A row of a closed loop with one request in flight, and what is ``known`` beside that."""
+    plain: dict[str, Any] = {
+        "target": "t",
+        "engine": None,
+        "model": None,
+        "quantization": None,
+        "api": "chat",
+        "client": "wire",
+        "concurrency": 1,
+        "request_rate": None,
+        "prompt_tokens": 1,
+        "output_tokens": 1,
+        "requests": Counts(sent=1, ok=1),
+    }
+    return Cell(**(plain | known))
 
 
 def peak(intervals: Sequence[tuple[int, int]]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Llmbench
+from conftest import Llmbench, bare_cell
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
@@ -183,16 +183,14 @@ def test_gaps_beyond_a_limit() -> None:
 
 def cell(load: int, of: float, **changed: Any) -> Cell:
     seen = {"ttft.p95": Beyond(of, 400, 400.0, 0.05)}
-    told = {
+    told: dict[str, Any] = {
         "concurrency": load,
         "requests": Counts(sent=400, ok=400),
         "slo": {"ttft.p95": Objective(500.0, 100.0, of <= 0.05)},
         "beyond": seen,
         "otps": 100.0 * load,
     }
-    common = {"target": "t", "engine": None, "model": None, "quantization": None, "api": "chat"}
-    rest = {"client": "wire", "request_rate": None, "prompt_tokens": 64, "output_tokens": 16}
-    return Cell(**(common | rest | told | changed))
+    return bare_cell(**(told | changed))
 
 
 def test_a_cell_that_is_invalid_says_nothing() -> None:

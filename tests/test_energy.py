@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import bare_cell
 from msgspec import structs
 
 from llmbench import energy
@@ -14,7 +15,7 @@ from llmbench.cli import main
 from llmbench.energy import Reading, between
 from llmbench.measure.cost import Costed
 from llmbench.measure.energy import joules_per_token
-from llmbench.records import Billed, Cell, Counts, Energy, RequestMetrics
+from llmbench.records import Billed, Energy, RequestMetrics
 from llmbench.report.cost import render_cost
 from llmbench.store import RunDirectory
 from llmbench.truth.process import TruthServer
@@ -128,19 +129,7 @@ def test_a_sweep_reads_the_counters_before_and_after(
 
 
 def test_the_cost_table_has_a_column_where_it_is_known() -> None:
-    cell = Cell(
-        target="t",
-        engine=None,
-        model=None,
-        quantization=None,
-        api="chat",
-        client="wire",
-        concurrency=1,
-        request_rate=None,
-        prompt_tokens=8,
-        output_tokens=8,
-        requests=Counts(sent=1, ok=1),
-    )
+    cell = bare_cell()
     rows = [Costed(cell, None, None, Billed(), None)]
     assert "J/token" not in render_cost(rows, "table")
     cell.joules_per_token_gpu_only = 0.44

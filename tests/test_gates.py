@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from conftest import bare_cell
 
 from llmbench.drive import clock as clock_module
 from llmbench.drive import health as health_module
@@ -22,7 +23,7 @@ from llmbench.drive.clock import Clock
 from llmbench.drive.health import HealthWatch
 from llmbench.measure.steady import drift
 from llmbench.measure.verdict import judge
-from llmbench.records import Cell, CellFacts, Counts, Health, Load
+from llmbench.records import Cell, CellFacts, Health, Load
 
 Run = Callable[..., Any]
 QUICK = ("--output-tokens", "20", "--prompt-tokens", "32", "--no-calibrate", "--format", "json")
@@ -167,19 +168,7 @@ def verdict_on(health: Health) -> Cell:
     load = Load(
         concurrency=1, prompt_tokens=1, output_tokens=1, requests=1, duration_s=None, warmup=0
     )
-    cell = Cell(
-        target="t",
-        engine=None,
-        model=None,
-        quantization=None,
-        api="chat",
-        client="wire",
-        concurrency=1,
-        request_rate=None,
-        prompt_tokens=1,
-        output_tokens=1,
-        requests=Counts(sent=1, ok=1),
-    )
+    cell = bare_cell()
     judge(cell, CellFacts(cell=0, target=0, client="wire", load=load, health=health))
     return cell
 

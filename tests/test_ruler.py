@@ -3,13 +3,13 @@
 from array import array
 
 import pytest
+from conftest import bare_cell
 
 from llmbench.measure.metrics import measure
 from llmbench.measure.ruler import add_calibration, from_evidence, too_uncertain
 from llmbench.records import (
     Block,
     Calibration,
-    Cell,
     Counts,
     Reads,
     RequestMetrics,
@@ -119,17 +119,7 @@ def test_calibration_only_widens() -> None:
 def test_an_error_beyond_half_a_millisecond_and_five_percent_is_too_much(
     p50_ms: float, error_ms: float, bad: bool
 ) -> None:
-    cell = Cell(
-        target="t",
-        engine=None,
-        model=None,
-        quantization=None,
-        api="chat",
-        client="wire",
-        concurrency=1,
-        request_rate=None,
-        prompt_tokens=1,
-        output_tokens=1,
+    cell = bare_cell(
         requests=Counts(),
         ttft_ms=Block(n=10, p50=p50_ms),
         ruler=Ruler(ttft_error_ms={"p50": error_ms, "p95": 99, "p99": 99}),
