@@ -82,6 +82,7 @@ def test_every_default() -> None:
         "baseline": "",
         "slo": {},
         "search": "",
+        "together": False,
         "least": 1.0,
         "out": "",
         "format": "table",
@@ -248,8 +249,9 @@ def test_every_key_of_an_open_loop(toml: Any, tmp_path: Path) -> None:
 def test_no_key_is_left_out() -> None:
     lines = (EVERY_KEY + EVERY_OTHER_KEY).split("\n")
     told = {line.split(" = ")[0] for line in lines if line}
-    # concurrency or batch_size; the search is another command's
-    assert set(Sweep.__struct_fields__) == told | {"batch_size", "search", "least"}
+    # concurrency or batch_size; searches and A/B tests are other commands'
+    others = {"batch_size", "search", "least", "together"}
+    assert set(Sweep.__struct_fields__) == told | others
 
 
 def test_one_value_will_do_for_a_list(toml: Any) -> None:
