@@ -22,6 +22,7 @@ from llmbench.errors import Unmeasurable, UserError
 from llmbench.measure import budget as chances
 from llmbench.measure.budget import Stage, read_stage, read_time, sampled_stage
 from llmbench.measure.cell import judged
+from llmbench.measure.requests import Requests
 from llmbench.measure.speech import SPEAKING, Manner
 from llmbench.measure.statistics import quantile
 from llmbench.measure.summary import summarize
@@ -404,12 +405,14 @@ def _rows(directory: RunDirectory, asked: Budget) -> list[BudgetRow]:
         if number in facts:
             its = facts[number]
             found = spoken(run.targets[its.target], traces, asked.manner)
-            cell = summarize(run.targets[its.target], its, (each.request for each in found))
+            cell = summarize(
+                run.targets[its.target], its, Requests.of(each.request for each in found)
+            )
             cells.setdefault(_row(its), judged(cell, its))
             requests[_row(its)] += found
     for its in facts.values():
         if _row(its) not in cells:
-            cells[_row(its)] = judged(summarize(run.targets[its.target], its, ()), its)
+            cells[_row(its)] = judged(summarize(run.targets[its.target], its, Requests.of(())), its)
     return [budget_row(cells[row], requests[row], asked) for row in sorted(cells)]
 
 

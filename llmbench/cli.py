@@ -123,9 +123,9 @@ def capacity(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Work out every figure again from what a run stored, and print the table."""
-    from itertools import groupby
-
+    from llmbench.evidence import requests_by_cell
     from llmbench.measure.cell import measured, report_cells
+    from llmbench.measure.requests import Requests
     from llmbench.measure.slo import limits_ms, read_slo
     from llmbench.plan.grid import grid
     from llmbench.prices import price_of, read_prices
@@ -142,13 +142,13 @@ def report(args: argparse.Namespace) -> int:
     limits = limits_ms(slo, "--slo")
     facts = {each.cell: each for each in run.cells}
     found = {}
-    for number, traces in groupby(directory.traces(), key=lambda trace: trace.cell):
-        if number in facts:
-            target = run.targets[facts[number].target]
-            found[number] = measured(target, facts[number], traces, limits)
-    ordered = [facts[number] for number in sorted(facts)]
+    for number, requests in requests_by_cell(directory):
+        target = run.targets[facts[number].target]
+        found[number] = measured(target, facts[number], requests, limits)
+    none = Requests.of(())
     runs = [
-        found.get(each.cell) or measured(run.targets[each.target], each, ()) for each in ordered
+        found.get(number) or measured(run.targets[its.target], its, none, limits)
+        for number, its in sorted(facts.items())
     ]
     cells = report_cells(run.targets, slo, runs)
     if not cells:

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from llmbench.config import Sweep
     from llmbench.measure.gate import Rule
     from llmbench.measure.likeness import Side, Stored
-    from llmbench.records import RequestMetrics
     from llmbench.report.compare import Pair
 
 GOOD, GATE_FAILED = 0, 1
@@ -202,26 +200,21 @@ def _read(name: str) -> Group:
 
 def _cells(path: Path) -> "list[Stored]":
     """Every cell of a run, as ``llmbench report`` would show it, with its requests."""
-    from llmbench.apis import APIS
+    from llmbench.evidence import requests_by_cell
     from llmbench.measure.cell import judged
     from llmbench.measure.likeness import Stored
-    from llmbench.measure.metrics import measure
+    from llmbench.measure.requests import Requests
     from llmbench.measure.summary import summarize
-    from llmbench.measure.timeline import decode
     from llmbench.store import RunDirectory
 
     directory = RunDirectory.open(path)
     facts = {each.cell: each for each in directory.run.cells}
     if not facts:
         raise Unmeasurable(f"{path}: no cell was finished")
-    requests: dict[int, list[RequestMetrics]] = {}
-    for number, traces in groupby(directory.traces(), key=lambda trace: trace.cell):
-        if number in facts:
-            events = APIS[directory.run.targets[facts[number].target].api].decode
-            requests[number] = [measure(trace, decode(trace, events)) for trace in traces]
+    requests = dict(requests_by_cell(directory))
     cells = []
     for number, its in sorted(facts.items()):
-        seen = requests.get(number, [])
+        seen = requests.get(number, Requests.of(()))
         cell = summarize(directory.run.targets[its.target], its, seen)
         cells.append(Stored(its, judged(cell, its), seen))
     return cells

@@ -14,13 +14,10 @@ from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 # msgspec wants the bare class, mypy its item type.
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     Integers = array[int]
-    Column = NDArray[Any]
+    Singles = array[float]
 else:
-    Integers = array
-    Column = Any
+    Integers = Singles = array
 
 Phase = Literal["warmup", "measured", "cooldown"]
 Stamps = Literal["kernel", "user", "engine"]
@@ -446,7 +443,8 @@ class Timeline(Struct, frozen=True, kw_only=True):
 
 
 class RequestMetrics(Struct, frozen=True, kw_only=True):
-    """One request's figures, small enough to keep all of a cell's; ``None`` where nothing tells.
+    """One request's figures; ``None`` where nothing tells. Those of a cell are kept as a table, see
+    ``measure/requests``.
 
     ``ttfr_s``, ``ttft_s``, ``ttfat_s`` and ``e2e_s`` count from ``start_ns``. A failed request has
     none of them, and one that was cut off (``cancelled``) those that it lived to see. ``tokens`` is
@@ -462,10 +460,11 @@ class RequestMetrics(Struct, frozen=True, kw_only=True):
     stamp resolves. ``counted`` says that the server kept a running count of tokens; ``steps`` is by
     how much it rose at each event after the first, where that was not always 1.
 
-    A good reply has the ruler's evidence: ``lag_ms``, how late each read was, of 11 bits and at
-    most 65 s; ``shared`` of the events shared a read with a later one, and may be ``slack_ms``
-    (as coarse, rounded up) older than they look, an item an event where any is. ``late_slack_ms``
-    is the same of reads that the client was late for (``measure/ruler``), and 0 for the others.
+    A good reply has the ruler's evidence: ``lag_ms``, how late each read was, at most 65 s (the
+    table keeps 11 bits of these); ``shared`` of the events shared a read with a later one, and may
+    be ``slack_ms`` (as coarse, rounded up) older than they look, an item an event where any is.
+    ``late_slack_ms`` is the same of reads that the client was late for (``measure/ruler``), and 0
+    for the others.
     """
 
     phase: Phase
@@ -498,16 +497,15 @@ class RequestMetrics(Struct, frozen=True, kw_only=True):
     events: int
     first_ns: int | None = None
     last_ns: int | None = None
-    gaps_s: Column
+    gaps_s: Singles
     counted: bool = False
-    steps: Column | None = None
-    lag_ms: Column
+    steps: Integers | None = None
+    lag_ms: Singles
     shared: int = 0
-    slack_ms: Column | None = None
-    late_slack_ms: Column | None = None
+    slack_ms: Singles | None = None
+    late_slack_ms: Singles | None = None
     stamps: Stamps
     connect: Connect | None = None
-    via: str = ""
 
     @property
     def start_ns(self) -> int:

@@ -11,7 +11,6 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,6 +114,10 @@ class RunDirectory:
             raise UserError(f"{file}: schema {run.schema}; this version reads {RUN_SCHEMA}")
         return cls(path, run)
 
+    @property
+    def requests_path(self) -> Path:
+        return self.path / "requests.jsonl"
+
     def save_run(self) -> None:
         _write_atomically(self.path / "run.json", _pretty(self.run))
 
@@ -126,7 +129,7 @@ class RunDirectory:
 
     def add_cell(self, facts: CellFacts, traces: Iterable[Trace]) -> None:
         """Append a cell: its evidence first, then the word that it is there."""
-        path = self.path / "requests.jsonl"
+        path = self.requests_path
         try:
             before = path.stat().st_size if path.exists() else 0
             try:
@@ -145,7 +148,7 @@ class RunDirectory:
 
     def traces(self) -> Iterator[Trace]:
         """The stored traces, in order. A last line that was cut off is passed over."""
-        return read_traces(self.path / "requests.jsonl")
+        return read_traces(self.requests_path)
 
     def save_summary(self, cells: list[Cell]) -> bytes:
         """Write ``summary.json``, and return its bytes."""
@@ -182,16 +185,33 @@ def write_traces(path: Path, traces: Iterable[Trace]) -> int:
 
 def read_traces(path: Path) -> Iterator[Trace]:
     """The traces in ``path``, if it exists. A last line that was cut off is passed over."""
-    if not path.exists():
-        return
+    return lines_in(path, 0, path.stat().st_size) if path.exists() else iter(())
+
+
+def lines_in(path: Path, start: int, stop: int) -> Iterator[Trace]:
+    """The traces between two bytes of ``path`` at which lines begin. A last line that was cut off
+    is passed over. Raises ``UserError`` for one that is damaged."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        file.seek(start)
+        while start < stop:
+            line = file.readline()
+            start += len(line)
             try:
                 yield _decode(line)
             except (msgspec.DecodeError, ValueError) as problem:
                 if not line.endswith(b"\n"):
                     return
+                number = _line_number(path, start)
                 raise UserError(f"{path}, line {number}: {problem}") from None
+
+
+def _line_number(path: Path, end: int) -> int:
+    """The number, from 1, of the line of ``path`` that ends before the byte ``end``."""
+    with path.open("rb") as file:
+        number = 0
+        while file.tell() < end and file.readline():
+            number += 1
+        return number
 
 
 def _encode(trace: Trace) -> bytes:
@@ -213,11 +233,12 @@ def _decode(line: bytes) -> Trace:
     columns = (reads.end, reads.at_ns, reads.lag_ns, reads.slack_ns)
     if len({len(column) for column in columns}) > 1:
         raise ValueError("the columns of its reads differ in length")
-    if any(before > after for before, after in pairwise(reads.end)):
+    if (ends := reads.end.tolist()) != sorted(ends):
         raise ValueError("its reads run backwards")
-    if (reads.end[-1] if reads.end else 0) != len(body):
+    if (ends[-1] if ends else 0) != len(body):
         raise ValueError(f"its reads do not end where its body does, at byte {len(body)}")
-    return msgspec.structs.replace(stored.request, body=body)
+    msgspec.structs.force_setattr(stored.request, "body", body)  # nobody else has it yet
+    return stored.request
 
 
 def _array_to_list(value: Any) -> Any:

@@ -33,6 +33,7 @@ from llmbench.measure.budget import (
     turns_s,
     verdict,
 )
+from llmbench.measure.requests import Requests
 from llmbench.measure.speech import Manner
 from llmbench.measure.summary import summarize
 from llmbench.measure.turn_budget import budget_row, counted, spoken
@@ -453,7 +454,7 @@ def test_failures_are_turns_that_are_never_in_budget() -> None:
     traces += replies(1, error="cancelled", sent_ns=9500 * MS)
     asked = command.read_budget(command.Settings(budget="250ms", stage={"stt": "150ms"}))
     requests = spoken(TARGET, traces, asked.manner)
-    cell = summarize(TARGET, FACTS, [each.request for each in requests])
+    cell = summarize(TARGET, FACTS, Requests.of(each.request for each in requests))
     row = budget_row(cell, requests, asked)
     assert (cell.requests.ok, cell.requests.failed, cell.requests.cancelled) == (6, 1, 1)
     # the one that was cut off had been heard by then
@@ -465,7 +466,7 @@ def test_failures_are_turns_that_are_never_in_budget() -> None:
 
 def test_what_the_cell_took_for_warm_up_is_not_counted() -> None:
     requests = spoken(TARGET, replies(4)[::-1], Manner())
-    cell = summarize(TARGET, FACTS, [each.request for each in requests])
+    cell = summarize(TARGET, FACTS, Requests.of(each.request for each in requests))
     cell.warmup_removed = 2
     assert [each.request.index for each in counted(cell, requests)] == [2, 3]
 

@@ -2,11 +2,11 @@
 
 import json
 import math
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import Llmbench, bare_cell
 from hypothesis import given, settings
@@ -15,6 +15,7 @@ from msgspec import structs
 
 from llmbench.measure.beyond import beyond
 from llmbench.measure.capacity import answers, beyonds
+from llmbench.measure.requests import Requests
 from llmbench.plan.knee import lowest, requests_a_sample
 from llmbench.plan.search import MOST_PROBES, MOST_REQUESTS, Answer, Beyonds, Search
 from llmbench.records import Beyond, Cell, Counts, Objective, RequestMetrics
@@ -151,8 +152,8 @@ def request(index: int, ttft_s: float | None, failure: str = "", end_s: float = 
         tokens=1,
         token_source="usage",
         events=1,
-        gaps_s=np.zeros(0, dtype=np.float32),
-        lag_ms=np.zeros(0, dtype=np.float16),
+        gaps_s=array("f"),
+        lag_ms=array("f"),
         stamps="kernel",
     )
 
@@ -165,18 +166,18 @@ def test_requests_beyond_a_limit() -> None:
         request(8, None, "cancelled", end_s=0.7),  # cut off, and late by then
         request(9, None, "cancelled", end_s=0.2),  # cut off too soon to tell
     ]
-    found = beyond(seen, {"ttft.p90": 500.0, "e2e.mean": 900.0})
+    found = beyond(Requests.of(seen), {"ttft.p90": 500.0, "e2e.mean": 900.0})
     assert found == {"ttft.p90": Beyond(3 / 9, 9, 9.0, 0.1)}
 
 
 def test_gaps_beyond_a_limit() -> None:
     metrics = request(0, 0.1)
-    gaps = [np.array(each, dtype=np.float32) for each in ([0.01] * 10, [0.01] * 8 + [0.09] * 2)]
+    gaps = [array("f", each) for each in ([0.01] * 10, [0.01] * 8 + [0.09] * 2)]
     seen = [
         structs.replace(metrics, index=n, events=11, tokens=11, gaps_s=each)
         for n, each in enumerate(gaps)
     ]
-    (found,) = beyond(seen, {"itl.p90": 50.0}).values()
+    (found,) = beyond(Requests.of(seen), {"itl.p90": 50.0}).values()
     assert (found.share, found.n, found.allowed) == (pytest.approx(0.1), 20, 0.1)
     assert found.worth < 20  # both late ones came in one reply
 

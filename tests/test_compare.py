@@ -21,6 +21,7 @@ from llmbench.measure.claims import decide, holm, rounded, span, verdict
 from llmbench.measure.compare import Estimate, Result, compare_cells, resampled, student
 from llmbench.measure.likeness import Side, Stored, differences, matched
 from llmbench.measure.metrics import measure
+from llmbench.measure.requests import Requests
 from llmbench.measure.statistics import Floats
 from llmbench.measure.summary import summarize
 from llmbench.measure.timeline import decode
@@ -70,7 +71,7 @@ def stored(
 ) -> Stored:
     facts, its_target = facts or facts_of(), its_target or target()
     decoder = APIS[its_target.api].decode
-    requests = [measure(trace, decode(trace, decoder)) for trace in its]
+    requests = Requests.of(measure(trace, decode(trace, decoder)) for trace in its)
     return Stored(facts, summarize(its_target, facts, requests), requests)
 
 
@@ -352,7 +353,7 @@ ONE = stored(traces([50.0] * 3))
 def at(name: str = "h", **load: Any) -> Stored:
     facts = facts_of(**load)
     cell = replace(ONE.cell, target=name, cache_asked=facts.load.content.cache)
-    return Stored(facts, cell, [])
+    return Stored(facts, cell, Requests.of(()))
 
 
 def test_one_target_each_matches_by_load() -> None:

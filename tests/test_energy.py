@@ -1,11 +1,11 @@
 """GPU energy by a stand-in for NVML's module: no GPU was at hand."""
 
 import json
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import bare_cell
 from msgspec import structs
@@ -15,6 +15,7 @@ from llmbench.cli import main
 from llmbench.energy import Reading, between
 from llmbench.measure.cost import Costed
 from llmbench.measure.energy import joules_per_token
+from llmbench.measure.requests import Requests
 from llmbench.records import Billed, Energy, RequestMetrics
 from llmbench.report.cost import render_cost
 from llmbench.store import RunDirectory
@@ -88,7 +89,7 @@ def test_what_was_taken_between() -> None:
 
 def tokens(count: int) -> list[RequestMetrics]:
     """Two requests of which one is no part of the window: it took energy too."""
-    none = np.zeros(0, dtype=np.float32)
+    none = array("f")
     common: dict[str, Any] = {"sent_ns": 0, "end_ns": 1, "token_source": "usage", "events": 0}
     common |= {"stamps": "kernel", "gaps_s": none, "lag_ms": none, "tokens": count // 2}
     return [RequestMetrics(phase="warmup", **common), RequestMetrics(phase="measured", **common)]
@@ -97,10 +98,11 @@ def tokens(count: int) -> list[RequestMetrics]:
 def test_joules_a_token() -> None:
     # 8,000 J for 20,000 tokens
     taken = Energy(joules=8000.0, seconds=40.0, gpus=2)
-    assert joules_per_token(taken, tokens(20_000)) == 0.4
-    assert joules_per_token(structs.replace(taken, seconds=29.9), tokens(20_000)) is None
-    assert joules_per_token(taken, []) is None
-    assert joules_per_token(None, tokens(20_000)) is None
+    requests, brief = Requests.of(tokens(20_000)), structs.replace(taken, seconds=29.9)
+    assert joules_per_token(taken, requests) == 0.4
+    assert joules_per_token(brief, requests) is None
+    assert joules_per_token(taken, Requests.of(())) is None
+    assert joules_per_token(None, requests) is None
 
 
 def test_a_sweep_reads_the_counters_before_and_after(

@@ -1,4 +1,4 @@
-"""Exports: the table of requests against stored traces, gauges, MLflow, and spans of the file."""
+"""Exports: the table of requests against stored traces, gauges, MLflow."""
 
 import argparse
 import csv
@@ -16,7 +16,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from llmbench import export
 from llmbench.config import Sweep
 from llmbench.errors import UserError
-from llmbench.measure.parallel import measure_file, measure_span, spans
 from llmbench.records import Block, Cell, CellFacts, Counts, Load, Reads, Target, Trace
 from llmbench.store import RunDirectory
 
@@ -288,40 +287,3 @@ def test_mlflow(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> Non
     assert metrics["requests.failed"] == 2.0
     assert "ttft_ms.max" not in metrics  # infinite
     json.dumps(metrics, allow_nan=False)
-
-
-# ---- spans
-
-
-def test_spans_hold_whole_lines(tmp_path: Path) -> None:
-    path = tmp_path / "lines"
-    path.write_bytes(b"one\ntwo\n\nthree is long\nfour")
-    text = path.read_bytes()
-    for size in (1, 3, 4, 5, 100):
-        parts = [text[start:stop] for start, stop in spans(path, size)]
-        assert b"".join(parts) == text
-        assert all(part.endswith(b"\n") for part in parts[:-1])
-    path.write_bytes(b"")
-    assert list(spans(path)) == []
-
-
-def test_processes_find_what_one_would(directory: RunDirectory) -> None:
-    path = directory.path / "requests.jsonl"
-    found = list(measure_file(path, {0: "chat", 1: "chat"}, processes=2, size=100))
-    assert [(number, each.index) for number, each in found] == [(0, 0), (0, 1), (0, 2), (1, 0)]
-    assert found[3][1].ttft_s == pytest.approx(0.13)
-    assert found[2][1].failure == "refused"
-
-
-def test_a_damaged_line_and_one_that_was_cut_off(directory: RunDirectory) -> None:
-    path = directory.path / "requests.jsonl"
-    with path.open("ab") as file:
-        file.write(b'{"request"')
-    (whole,) = spans(path)
-    assert len(measure_span(path, whole, {0: "chat", 1: "chat"})) == 4
-    assert len(measure_span(path, whole, {1: "chat"})) == 1
-    with path.open("ab") as file:
-        file.write(b"\n")
-    (whole,) = spans(path)
-    with pytest.raises(UserError, match="line 5: "):
-        measure_span(path, whole, {0: "chat", 1: "chat"})

@@ -1,16 +1,18 @@
 """Goodput by hand: which requests are good, their share, their rate; the presets by name."""
 
+from array import array
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pytest
 
 from llmbench.errors import UserError
-from llmbench.measure.goodput import fate, goodput, request_limits_ms, wilson
+from llmbench.measure.goodput import fates, goodput, request_limits_ms, wilson
+from llmbench.measure.requests import Requests
 from llmbench.measure.slo import limits_ms, presets, read_slo
 from llmbench.records import Block, Cell, Counts, RequestMetrics
 
-NONE = np.empty(0, dtype=np.float16)
+NONE = array("f")
 SHOWN = Block(n=1)
 
 
@@ -59,6 +61,13 @@ def failed(kind: str) -> RequestMetrics:
     return request(None, failure=kind, tokens=0, tpot_s=None, events=0)
 
 
+def fate(each: RequestMetrics, limits: Mapping[str, float]) -> bool | None:
+    """Whether it is good; ``None`` where nobody knows."""
+    ((good,), (bad,)) = fates(Requests.of([each]), limits)
+    assert not (good and bad)
+    return True if good else False if bad else None
+
+
 def test_the_limit_of_the_outermost_statistic_is_that_of_requests() -> None:
     objectives = {"ttft.p99": 1000.0, "ttft.p50": 200.0, "tpot.mean": 30.0}
     assert request_limits_ms(objectives) == {"ttft": 1000.0, "tpot": 30.0}
@@ -99,7 +108,7 @@ def test_a_cut_off_request_has_waited_since_it_was_due() -> None:
 def test_shares_and_rates() -> None:
     cut = request(None, failure="cancelled", end_ns=1, tpot_s=None, tokens=0)
     measured = [request(), request(), request(), request(0.9, tokens=30), failed("timeout"), cut]
-    told = goodput(cell(requests_per_s=8.0, otps=120.0), measured, {"ttft.p95": 500.0})
+    told = goodput(cell(requests_per_s=8.0, otps=120.0), Requests.of(measured), {"ttft.p95": 500.0})
     assert told is not None
     assert (told.good, told.bad, told.unknown, told.tokens) == (3, 2, 1, 30)
     assert told.share == pytest.approx(0.6)
@@ -109,20 +118,20 @@ def test_shares_and_rates() -> None:
 
 
 def test_without_limits_every_success_is_good() -> None:
-    told = goodput(cell(requests_per_s=8.0), [request(), failed("reset")], {})
+    told = goodput(cell(requests_per_s=8.0), Requests.of([request(), failed("reset")]), {})
     assert told is not None
     assert (told.good, told.bad, told.per_s, told.tokens_per_s) == (1, 1, 8.0, None)
 
 
 def test_nothing_went_through() -> None:
-    told = goodput(cell(ttft_ms=None), [failed("reset")], {"ttft.p95": 1.0})
+    told = goodput(cell(ttft_ms=None), Requests.of([failed("reset")]), {"ttft.p95": 1.0})
     assert told is not None
     assert (told.good, told.share, told.per_s) == (0, 0.0, 0.0)
 
 
 def test_a_withheld_metric_leaves_goodput_unknown() -> None:
-    assert goodput(cell(tpot_ms=None), [request()], {"tpot.p99": 50.0}) is None
-    assert goodput(cell(), [], {}) is None
+    assert goodput(cell(tpot_ms=None), Requests.of([request()]), {"tpot.p99": 50.0}) is None
+    assert goodput(cell(), Requests.of(()), {}) is None
 
 
 def test_wilson_against_a_textbook() -> None:

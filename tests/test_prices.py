@@ -9,6 +9,7 @@ from test_goodput import cell, failed, request
 
 from llmbench.errors import UserError
 from llmbench.measure.cost import Costed, billed, break_evens, costed, paid
+from llmbench.measure.requests import Requests
 from llmbench.prices import ListedPrice, price_of, read_prices
 from llmbench.records import Billed, Goodput
 from llmbench.report.cost import render_cost
@@ -130,7 +131,7 @@ def test_every_attempt_is_billed_as_far_as_it_was_counted() -> None:
     bad = failed("stream-error")
     counted = request(prompt_tokens=100, cached_tokens=40)
     half = request(None, failure="stream-error", prompt_tokens=100, tokens=3)
-    assert billed([counted, half, bad]) == Billed(
+    assert billed(Requests.of([counted, half, bad])) == Billed(
         attempts=3, uncounted=1, prompt_tokens=200, cached_tokens=40, output_tokens=13
     )
 

@@ -10,7 +10,7 @@ from conftest import Llmbench
 from test_summary import TARGET, facts_of, steady
 
 from llmbench.config import Sweep
-from llmbench.measure.cell import Measured, measured, report_cells
+from llmbench.measure.cell import Measured, measured, report_cells, requests_in
 from llmbench.plan.grid import grid
 from llmbench.records import CellFacts, Health
 from llmbench.store import RunDirectory
@@ -44,7 +44,7 @@ def test_without_repeats_there_are_no_rows() -> None:
 def run(repeat: int, ttft_ms: float, count: int = 20, **fields: Any) -> Measured:
     facts = facts_of(row=0, repeat=repeat, **fields)
     traces = steady(count, ttft_ms, ttft_ms + 10, ttft_ms + 20)
-    return measured(TARGET, facts, traces)
+    return measured(TARGET, facts, requests_in(traces, TARGET.api))
 
 
 def test_one_row_over_the_requests_of_all() -> None:

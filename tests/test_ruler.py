@@ -6,6 +6,7 @@ import pytest
 from conftest import bare_cell
 
 from llmbench.measure.metrics import measure
+from llmbench.measure.requests import Requests
 from llmbench.measure.ruler import add_calibration, from_evidence, too_uncertain
 from llmbench.records import (
     Block,
@@ -59,7 +60,7 @@ def timeline(*at_ms: float) -> Timeline:
 
 
 def test_a_lone_event_is_known_to_within_the_sending_call() -> None:
-    ruler = from_evidence([request([50, 60, 70], send_ms=0.04)])
+    ruler = from_evidence(Requests.of([request([50, 60, 70], send_ms=0.04)]))
     assert ruler.ttft_error_ms == {"p50": 0.04, "p95": 0.04, "p99": 0.04}
     assert ruler.itl_error_ms == {"p50": 0.0, "p95": 0.0, "p99": 0.0}
     assert ruler.coalesced_share == 0
@@ -69,7 +70,7 @@ def test_a_late_client_does_not_know_the_events_that_shared_a_read() -> None:
     # The second event came with the third in one read, and may be 8 ms older than its stamp: the
     # gaps 20, 0, 10 are truly between (12, 0, 10) and (20, 8, 10).
     late = request([50, 70, 70, 80], slack_ms=[0, 8, 0, 0], lag_ms=[0.1, 9, 9, 9])
-    ruler = from_evidence([late])
+    ruler = from_evidence(Requests.of([late]))
     assert ruler.coalesced_share == 0.25
     # medians (rank 2 of 3): measured (0, 10, 20) → 10; low (0, 10, 12) → 10; high (8, 10, 20) → 10
     # maxima: measured 20; low 12; high 20
@@ -80,7 +81,11 @@ def test_a_late_client_does_not_know_the_events_that_shared_a_read() -> None:
 
 def test_a_prompt_client_takes_shared_reads_for_the_servers_doing() -> None:
     batched = request([50, 70, 70, 80], slack_ms=[0, 8, 0, 0])
-    assert from_evidence([batched]).itl_error_ms == {"p50": 0.0, "p95": 0.0, "p99": 0.0}
+    assert from_evidence(Requests.of([batched])).itl_error_ms == {
+        "p50": 0.0,
+        "p95": 0.0,
+        "p99": 0.0,
+    }
 
 
 def test_what_a_request_was_sent_late_by_may_be_too_much() -> None:
@@ -88,12 +93,12 @@ def test_what_a_request_was_sent_late_by_may_be_too_much() -> None:
     the second, sent early, known to within its sending call."""
     late = request([50, 60], send_ms=0.5, sent_ms=1_007, due_ms=1_000)
     early = request([100, 110], send_ms=0.25, sent_ms=2_000, due_ms=2_010)
-    ruler = from_evidence([late, early])
+    ruler = from_evidence(Requests.of([late, early]))
     assert ruler.ttft_error_ms == {"p50": 7.5, "p95": 0.25, "p99": 0.25}
 
 
 def test_user_space_stamps_bound_nothing() -> None:
-    ruler = from_evidence([request([50, 60], stamps="user")])
+    ruler = from_evidence(Requests.of([request([50, 60], stamps="user")]))
     assert (ruler.stamps, ruler.ttft_error_ms, ruler.read_lag_ms) == ("user", None, None)
 
 

@@ -4,11 +4,11 @@ import asyncio
 import re
 import ssl
 import unicodedata
+from array import array
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from conftest import Certificates, Peer, chunk, raw_server
 from hypothesis import given
@@ -18,6 +18,7 @@ from llmbench.apis.prometheus import cached, difference, newly_cached, times
 from llmbench.drive import scrape as scraping
 from llmbench.drive.endpoint import Endpoint, endpoint
 from llmbench.drive.scrape import scrape
+from llmbench.measure.requests import Requests
 from llmbench.measure.stages import stages
 from llmbench.records import (
     Block,
@@ -156,7 +157,7 @@ def test_no_difference(before: str, after: str) -> None:
 
 
 def request(e2e_ms: float, phase: Phase = "measured", **stages_ms: float) -> RequestMetrics:
-    none = np.empty(0)
+    none = array("f")
     return RequestMetrics(
         phase=phase,
         sent_ns=0,
@@ -188,7 +189,7 @@ def facts(concurrency: int = 1, **server_times: ServerTime) -> CellFacts:
 def test_the_timings_of_the_replies() -> None:
     good = [request(100, prefill=30, decode=60), request(200, prefill=50, decode=120)]
     says = {"e2e": 150.0, "prefill": 40.0, "decode": 90.0, "other": 20.0}
-    found = stages(good, facts())
+    found = stages(Requests.of(good), facts())
     assert found == (pytest.approx(says), "timings")
     assert found is not None
     assert list(found[0]) == list(says)
@@ -196,7 +197,7 @@ def test_the_timings_of_the_replies() -> None:
 
 def test_the_stages_of_an_engine_in_process() -> None:
     good = [request(100, tokenize=1, queue=2, prefill=30, decode=60), request(100, decode=90)]
-    found = stages(good, facts())
+    found = stages(Requests.of(good), facts())
     says = {"e2e": 100, "tokenize": 0.5, "queue": 1, "prefill": 15, "decode": 75, "other": 8.5}
     assert found == (pytest.approx(says), "timings")
 
@@ -204,16 +205,16 @@ def test_the_stages_of_an_engine_in_process() -> None:
 def test_timings_go_before_metrics_if_every_reply_has_them() -> None:
     queue = ServerTime(0.02, 2.0)
     all_told = [request(100, prefill=30), request(100, prefill=30)]
-    found = stages(all_told, facts(queue=queue))
+    found = stages(Requests.of(all_told), facts(queue=queue))
     assert found == (pytest.approx({"e2e": 100, "prefill": 30, "other": 70}), "timings")
     one_told = [request(100, prefill=30), request(100)]
-    found = stages(one_told, facts(queue=queue))
+    found = stages(Requests.of(one_told), facts(queue=queue))
     assert found == (pytest.approx({"e2e": 100, "queue": 10, "other": 90}), "metrics")
 
 
 def test_the_metrics_of_vllm() -> None:
     spent = difference(times(VLLM_BEFORE), times(VLLM))
-    found = stages([request(950.0)] * 7, facts(**spent))
+    found = stages(Requests.of([request(950.0)] * 7), facts(**spent))
     says = {
         "e2e": 950.0,
         "queue": 0.01859757,
@@ -226,23 +227,23 @@ def test_the_metrics_of_vllm() -> None:
 
 
 def test_the_metrics_of_a_server_that_times_first_and_last_tokens() -> None:
-    found = stages([request(2100)] * 10, facts(**times(SGLANG)))
+    found = stages(Requests.of([request(2100)] * 10), facts(**times(SGLANG)))
     says = {"queue": 50, "prefill": 250, "decode": 1700, "other": 100}
     assert found == (pytest.approx({"e2e": 2100, "server_e2e": 2000} | says), "metrics")
 
 
 def test_timings_are_of_the_measured_requests_and_metrics_of_all() -> None:
     warm = [request(300, "warmup", decode=200), request(500, "cooldown")]
-    found = stages([*warm, request(100, decode=80)], facts(queue=ServerTime(0.3, 3)))
+    found = stages(Requests.of([*warm, request(100, decode=80)]), facts(queue=ServerTime(0.3, 3)))
     assert found == (pytest.approx({"e2e": 100, "decode": 80, "other": 20}), "timings")
-    found = stages([*warm, request(100)], facts(queue=ServerTime(0.3, 3)))
+    found = stages(Requests.of([*warm, request(100)]), facts(queue=ServerTime(0.3, 3)))
     assert found == (pytest.approx({"e2e": 300, "queue": 100, "other": 200}), "metrics")
 
 
 @pytest.mark.parametrize(("requests", "shown"), [(15, False), (16, True), (24, True), (25, False)])
 def test_metrics_of_other_requests_are_not_shown(requests: int, shown: bool) -> None:
     spent = ServerTime(0.001 * requests, requests)
-    found = stages([request(10)] * 20, facts(4, queue=spent))
+    found = stages(Requests.of([request(10)] * 20), facts(4, queue=spent))
     says = ({"e2e": 10, "queue": 1, "other": 9}, "metrics")
     assert found == ((pytest.approx(says[0]), says[1]) if shown else None)
 
@@ -258,16 +259,16 @@ def test_metrics_of_other_requests_are_not_shown(requests: int, shown: bool) -> 
     ],
 )
 def test_a_rest_below_zero_is_noise_or_shown(e2e_ms: float, sum_ms: float, other_ms: float) -> None:
-    found = stages([request(e2e_ms, decode=sum_ms)], facts())
+    found = stages(Requests.of([request(e2e_ms, decode=sum_ms)]), facts())
     assert found is not None
     assert found[0]["other"] == pytest.approx(other_ms)
 
 
 def test_nobody_says() -> None:
-    assert stages([], facts(queue=ServerTime(1, 1))) is None
-    assert stages([request(10)], facts()) is None
-    assert stages([request(10)], facts(e2e=ServerTime(1, 1))) is None
-    assert stages([request(10)], facts(queue=ServerTime(0, 0))) is None
+    assert stages(Requests.of([]), facts(queue=ServerTime(1, 1))) is None
+    assert stages(Requests.of([request(10)]), facts()) is None
+    assert stages(Requests.of([request(10)]), facts(e2e=ServerTime(1, 1))) is None
+    assert stages(Requests.of([request(10)]), facts(queue=ServerTime(0, 0))) is None
 
 
 # ── reading /metrics ─────────────────────────────────────────────────────────────────────────────

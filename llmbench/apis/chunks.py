@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -46,39 +47,59 @@ DONE = b"[DONE]"
 MALFORMED = "malformed chunk: "
 
 
+class _StreamError(Exception):
+    """A chunk says that something went wrong."""
+
+
 def decode(data: bytes, name: str = "") -> Event:
     """What one event carries. Reasoning and tool calls are generated tokens too."""
-    chunk = _parse(data, name)
-    return chunk if isinstance(chunk, Event) else _event(chunk)
+    if data == DONE:
+        return Event(Kind.DONE)
+    if name == "error":
+        return Event(Kind.ERROR, error=error_message(data))
+    try:
+        return _event(_DECODER.decode(data))
+    except UnicodeDecodeError:  # the standard has what is not UTF-8 replaced
+        return decode(data.decode("utf-8", "replace").encode(), name)
+    except (msgspec.DecodeError, RecursionError) as problem:
+        return Event(Kind.ERROR, error=f"{MALFORMED}{problem}")
+    except _StreamError:
+        return Event(Kind.ERROR, error=error_message(data))
 
 
 def decode_all(events: Sequence[ServerSentEvent]) -> list[Event]:
     """``decode`` for each of a reply's ``events``: their JSON is parsed in one go, or one by one
     where any of it is out of the ordinary."""
     done = bool(events) and events[-1][1] == DONE
-    chunks = events[:-1] if done else events
+    plain = events[:-1] if done else events
     try:
-        parsed = _DECODER.decode_lines(b"\n".join([data for _, data, _ in chunks]))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        parsed = []
-    if len(parsed) != len(chunks) or any(
-        name or chunk.error or chunk.object == "error"
-        for chunk, (_, _, name) in zip(parsed, chunks, strict=True)
-    ):
-        return [decode(data, name) for _, data, name in events]
-    return [_event(chunk) for chunk in parsed] + [Event(Kind.DONE)] * done
+        chunks = _DECODER.decode_lines(b"\n".join([data for _, data, _ in plain]))
+        if len(chunks) == len(plain) and not any(map(_NAME, plain)):
+            told = list(map(_event, chunks))
+            return [*told, Event(Kind.DONE)] if done else told
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _StreamError):
+        pass
+    return [decode(data, name) for _, data, name in events]
+
+
+_NAME = itemgetter(2)
 
 
 def _event(chunk: _Chunk) -> Event:
+    """What ``chunk`` carries. Raises ``_StreamError`` for an error."""
+    if chunk.error or chunk.object == "error":
+        raise _StreamError
     kind, text, finish, tokens = 0, "", "", None
     for choice in chunk.choices or ():
-        if choice.delta is not None:
-            delta_kind, delta_text = _delta(choice.delta)
+        delta = choice.delta
+        if delta is None:
+            if choice.text:
+                kind |= Kind.ANSWER
+                text += choice.text
+        else:
+            delta_kind, delta_text = _delta(delta)
             kind |= delta_kind
             text += delta_text
-        elif choice.text:
-            kind |= Kind.ANSWER
-            text += choice.text
         if choice.finish_reason:
             kind |= Kind.FINISH
             finish = choice.finish_reason
@@ -91,7 +112,7 @@ def _event(chunk: _Chunk) -> Event:
     if chunk.usage is not None:
         kind |= Kind.USAGE
     timings = chunk.timings if isinstance(chunk.timings, dict) else None
-    return Event(kind, text, tokens, chunk.usage, finish, timings=timings)
+    return Event(kind, text, tokens, chunk.usage, finish, "", timings)
 
 
 def _delta(delta: _Delta) -> tuple[int, str]:
@@ -106,23 +127,6 @@ def _delta(delta: _Delta) -> tuple[int, str]:
     if delta.tool_calls:
         kind |= Kind.TOOL
     return kind, text
-
-
-def _parse(data: bytes, name: str) -> _Chunk | Event:
-    """The typed chunk, or the event that stands for ``[DONE]``, an error or a malformed chunk."""
-    if data == DONE:
-        return Event(Kind.DONE)
-    if name == "error":
-        return Event(Kind.ERROR, error=error_message(data))
-    try:
-        chunk = _DECODER.decode(data)
-    except UnicodeDecodeError:  # the standard has what is not UTF-8 replaced
-        return _parse(data.decode("utf-8", "replace").encode(), name)
-    except (msgspec.DecodeError, RecursionError) as problem:
-        return Event(Kind.ERROR, error=f"{MALFORMED}{problem}")
-    if chunk.error or chunk.object == "error":
-        return Event(Kind.ERROR, error=error_message(data))
-    return chunk
 
 
 def error_message(body: bytes) -> str:

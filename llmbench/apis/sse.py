@@ -35,7 +35,7 @@ def _parse_plain(body: bytes, start: int) -> list[ServerSentEvent]:
     data = body[start + len(_DATA) : stop].split(_NEXT_EVENT)
     if body.count(b"\n", start, stop) != 2 * (len(data) - 1):
         return []
-    ends = accumulate((len(each) + len(_NEXT_EVENT) for each in data), initial=start)
+    ends = accumulate(map(len(_NEXT_EVENT).__add__, map(len, data)), initial=start)
     next(ends)
     return list(zip(ends, data, repeat(""), strict=False))
 

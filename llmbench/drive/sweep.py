@@ -24,7 +24,7 @@ from llmbench.drive.scrape import scrape
 from llmbench.drive.workers import Workers, how_many
 from llmbench.errors import Unmeasurable
 from llmbench.host import raise_file_limit
-from llmbench.measure.cell import Measured, measured, report_cells
+from llmbench.measure.cell import Measured, measured, report_cells, requests_in
 from llmbench.measure.slo import limits_ms
 from llmbench.plan.grid import grid, take_turns
 from llmbench.plan.prompts import AGREEMENT_TOKENS, agreement_prompts
@@ -301,7 +301,8 @@ class SweepRun:
         self, facts: CellFacts, target: Target, traces: Callable[[], Iterable[Trace]]
     ) -> None:
         self._directory.add_cell(facts, traces())
-        self._measured.append(measured(target, facts, traces(), limits_ms(self._sweep.slo)))
+        requests = requests_in(traces(), target.api)
+        self._measured.append(measured(target, facts, requests, limits_ms(self._sweep.slo)))
         self._directory.save_summary(self.cells)
 
     def _skip(self, plans: list[CellFacts], target: Target, problem: Unmeasurable) -> None:

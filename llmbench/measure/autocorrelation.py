@@ -12,14 +12,19 @@ J. Wolfowitz, Ann. Math. Stat. 14, 1943).
 """
 
 import math
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmbench.measure.statistics import Floats
+from llmbench.measure.statistics import Floats, effective_size
 
 CLEAR_Z = 2.326
 """The one-sided 1% point of the normal distribution."""
+
+MOST = 1 << 17
+STRETCHES = 16
+"""Of a longer series so many values tell how they depend on each other, in so many stretches."""
 
 OF_THE_MEDIANS = 0.5
 """A rare event tells little of how it clusters: at least this share of what goes beyond 1 in the
@@ -33,19 +38,64 @@ def autocorrelation_time(in_order: Floats) -> float:
     return _autocorrelation_time(in_order) if is_dependent(in_order) else 1.0
 
 
-def effective_n(in_order: Floats, threshold: float) -> float:
-    """How many independent values ``in_order`` is worth at the quantile ``threshold``.
+class Dependence:
+    """How many independent values a series in the order of time is worth, at any quantile.
 
-    The values are in the order of time; those of failed requests are +∞. It is their number unless
-    they depend on each other for sure, and at least 1.
+    The values of failed requests are +∞. Those of a static batch, ``unit`` neighbours, share their
+    fate, and one batch may resemble the next.
     """
-    count = len(in_order)
-    if not is_dependent(in_order):
-        return float(count)
-    ordered = np.sort(in_order)
-    median = float(ordered[(count - 1) // 2])
-    floor = 1 + OF_THE_MEDIANS * (_autocorrelation_time(in_order <= median) - 1)
-    return max(count / max(_autocorrelation_time(in_order <= threshold), floor), 1.0)
+
+    def __init__(self, in_order: Floats, unit: int = 1) -> None:
+        self._in_order, self._unit = in_order, unit
+        means = in_order
+        if unit > 1:
+            self._batches = np.arange(len(in_order)) // unit
+            with np.errstate(invalid="ignore"):
+                sums = np.bincount(self._batches, weights=in_order)
+            means = sums / np.bincount(self._batches)
+        self._seen, self._of = _spread(means), len(means)
+
+    def worth(self, threshold: float) -> float:
+        """What the series is worth at the quantile ``threshold``: its length unless its values
+        depend on each other for sure, and at least 1."""
+        if self._of <= 1:
+            return float(self._of)
+        if self._unit == 1:
+            return max(self._of / self._time(threshold), 1.0)
+        share = 1 / self._time(float(_median(self._seen)))
+        return max(share * effective_size(self._in_order, self._batches, threshold), 1.0)
+
+    def _time(self, threshold: float) -> float:
+        if not self._dependent:
+            return 1.0
+        return max(_autocorrelation_time(self._seen <= threshold), self._floor)
+
+    @cached_property
+    def _dependent(self) -> bool:
+        return is_dependent(self._seen)
+
+    @cached_property
+    def _floor(self) -> float:
+        times = _autocorrelation_time(self._seen <= _median(self._seen))
+        return 1 + OF_THE_MEDIANS * (times - 1)
+
+
+def effective_n(in_order: Floats, threshold: float) -> float:
+    """How many independent values ``in_order`` is worth at the quantile ``threshold``."""
+    return Dependence(in_order).worth(threshold)
+
+
+def _median(values: Floats) -> float:
+    return float(np.sort(values)[(len(values) - 1) // 2])
+
+
+def _spread(in_order: Floats) -> Floats:
+    """``in_order`` or, of more than can be told apart, stretches of neighbours from all over it: an
+    autocorrelation time is no longer for a longer series."""
+    if len(in_order) <= MOST:
+        return in_order
+    starts = np.linspace(0, len(in_order) - MOST // STRETCHES, STRETCHES).astype(np.int64)
+    return np.concatenate([in_order[start : start + MOST // STRETCHES] for start in starts])
 
 
 def rank_autocorrelation_time(in_order: Floats) -> float:

@@ -1,36 +1,33 @@
 """What became of the replies that users cut off, and of the turns after them."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from llmbench.measure.blocks import MS, block
-from llmbench.records import BargeIn, Block, RequestMetrics
+from llmbench.measure.requests import Requests
+from llmbench.records import BargeIn, Block
 
 
-def barge_in(measured: Sequence[RequestMetrics]) -> BargeIn | None:
+def barge_in(measured: Requests) -> BargeIn | None:
     """How long the server went on, and TTFT of the turns after a cut and of those after a reply
     that was heard to its end, where the turn before was measured too. ``None`` without a cut."""
-    cut = [each for each in measured if each.cut]
-    if not cut:
+    if not measured.cut.any():
         return None
-    was_cut = {(each.run, each.session, each.turn): each.cut for each in measured}
-    after: dict[bool | None, list[RequestMetrics]] = {True: [], False: [], None: []}
-    for each in measured:
-        after[was_cut.get((each.run, each.session, each.turn - 1))].append(each)
-    stops_s = [each.stop_s for each in cut if each.stop_s is not None]
+    places = zip(
+        measured.run.tolist(), measured.session.tolist(), measured.turn.tolist(), strict=True
+    )
+    cut = dict(zip(places, measured.cut.tolist(), strict=True))
+    before = [cut.get((run, session, turn - 1)) for run, session, turn in cut]
+    stops_s = measured.stop_s[measured.cut]
     return BargeIn(
-        cut=len(cut),
-        stop_ms=block(np.array(stops_s) * MS, lost=len(cut) - len(stops_s)),
-        next_ttft_ms=_ttft_ms(after[True]),
-        other_ttft_ms=_ttft_ms(after[False]),
+        cut=len(stops_s),
+        stop_ms=block(np.where(np.isnan(stops_s), np.inf, stops_s) * MS),
+        next_ttft_ms=_ttft_ms(measured.where(np.array([each is True for each in before]))),
+        other_ttft_ms=_ttft_ms(measured.where(np.array([each is False for each in before]))),
     )
 
 
-def _ttft_ms(requests: Sequence[RequestMetrics]) -> Block | None:
+def _ttft_ms(requests: Requests) -> Block | None:
     """TTFT of ``requests``; failures count as +∞, those cut off before it are left out."""
-    known_s = [each.ttft_s for each in requests if each.ttft_s is not None]
-    if not known_s:
+    if np.isnan(requests.ttft_s).all():
         return None
-    lost = sum(each.failure not in ("", "cancelled") for each in requests)
-    return block(np.array(known_s) * MS, lost=lost)
+    return block(np.where(requests.lost, np.inf, requests.ttft_s * MS))

@@ -1,20 +1,21 @@
 """How many requests of a cell lie beyond each objective, and how much that is worth as a sample."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
 from llmbench.measure import gaps as gap
 from llmbench.measure.autocorrelation import effective_n, rank_autocorrelation_time
-from llmbench.measure.goodput import latency_s
+from llmbench.measure.goodput import latencies_s
+from llmbench.measure.requests import Requests
 from llmbench.measure.slo import QUANTILES
 from llmbench.measure.statistics import Floats, worth
-from llmbench.records import Beyond, RequestMetrics
+from llmbench.records import Beyond
 
 OF_GAPS = ("itl", "icl")
 
 
-def beyond(measured: Sequence[RequestMetrics], limits_ms: Mapping[str, float]) -> dict[str, Beyond]:
+def beyond(measured: Requests, limits_ms: Mapping[str, float]) -> dict[str, Beyond]:
     """For each objective about a quantile: how many of the ``measured`` requests are beyond its
     limit. Of what says nothing (no such figure, a mean) there is nothing.
 
@@ -33,18 +34,15 @@ def beyond(measured: Sequence[RequestMetrics], limits_ms: Mapping[str, float]) -
 
 
 def _requests_beyond(
-    measured: Sequence[RequestMetrics], metric: str, limit_s: float
+    measured: Requests, metric: str, limit_s: float
 ) -> tuple[float, int, float] | None:
-    values = []
-    for each in sorted(measured, key=lambda request: request.start_ns):
-        seconds = latency_s(each, metric)
-        if seconds is not None and (each.failure != "cancelled" or seconds > limit_s):
-            values.append(seconds)
-    if not values:
+    seconds = latencies_s(measured, metric)[measured.in_order]
+    cut = measured.cancelled[measured.in_order]
+    in_order = seconds[np.where(cut, seconds > limit_s, ~np.isnan(seconds))]
+    if not len(in_order):
         return None
-    in_order = np.array(values)
     share = float(np.mean(in_order > limit_s))
-    return share, len(values), sample_worth(in_order, limit_s)
+    return share, len(in_order), sample_worth(in_order, limit_s)
 
 
 def sample_worth(in_order: Floats, limit: float) -> float:
@@ -55,14 +53,13 @@ def sample_worth(in_order: Floats, limit: float) -> float:
 
 
 def _gaps_beyond(
-    measured: Sequence[RequestMetrics], metric: str, limit_s: float
+    measured: Requests, metric: str, limit_s: float
 ) -> tuple[float, int, float] | None:
     """Those of the good replies. A reply's gaps are a cluster."""
-    good = [each for each in measured if not each.failure]
-    icl = gap.chunk_gaps(good)
-    gaps = icl if metric == "icl" else gap.token_gaps(good, icl).gaps
-    if gaps is None or not len(gaps):
+    good = measured.where(measured.good)
+    gaps = gap.chunk_gaps(good) if metric == "icl" else gap.token_gaps(good).gaps
+    if gaps is None or not len(gaps.values):
         return None
-    (hits,) = gaps.at_most([limit_s])
-    share = 1 - float(hits.sum()) / len(gaps)
-    return share, len(gaps), worth(hits, gaps.sizes)
+    hits = gap.at_most(gaps, limit_s)
+    share = 1 - float(hits.sum()) / len(gaps.values)
+    return share, len(gaps.values), worth(hits, gaps.sizes)

@@ -1,36 +1,70 @@
 """Figures → Block: a distribution in a few numbers, each with what its sample can carry."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
 from llmbench.measure import statistics as stats
 from llmbench.measure import survival
-from llmbench.measure.gaps import Gaps
-from llmbench.measure.statistics import Floats, Ints, Singles
+from llmbench.measure.autocorrelation import Dependence
+from llmbench.measure.gaps import at_most
+from llmbench.measure.requests import Counts, Mask, Ragged
+from llmbench.measure.statistics import Floats, Reals
 from llmbench.measure.survival import Sample
 from llmbench.records import Block
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+Worth = Callable[[float], float]
+"""How many independent values a sample is worth at a quantile, by that quantile's value."""
+
+
+class Shared(NamedTuple):
+    """What requests in the order of time share beside their neighbours in time: the run of each,
+    where there are several, and the batch, ``unit`` of them together."""
+
+    runs: Counts | None = None
+    unit: int = 1
+
+    def worth(self, values: Floats, known: Mask) -> Worth:
+        """The worth of ``values``, those of the requests that are ``known``. What it is by all
+        runs' series; or by their runs as clusters, where these are farther apart than that."""
+        if self.runs is None:
+            return Dependence(values, self.unit).worth
+        runs = self.runs[known]
+        numbers = np.unique(runs)
+        each = [Dependence(values[runs == number], self.unit) for number in numbers]
+        clusters = np.searchsorted(numbers, runs)
+
+        def worth(value: float) -> float:
+            alone = sum(its.worth(value) for its in each)
+            return min(alone, stats.effective_size(values, clusters, value))
+
+        return worth
+
+
+ALONE = Shared()
+
 SLOW_RATES = {"p1": 0.01, "p5": 0.05}
 MS = 1e3
 
 
-def block(
-    values: Floats, *, lost: int = 0, clusters: Ints | None = None, slow_side_low: bool = False
-) -> Block:
-    """Summarize ``values``; ``lost`` more samples count as +∞ (as 0 for a rate: the slow side).
-
-    ``clusters`` names the static batch of each value, where there are any.
-    """
+def block(in_order: Floats, shared: Shared = ALONE, *, slow_side_low: bool = False) -> Block:
+    """Summarize a figure of requests in the order of time, of which +∞ is one that failed; of a
+    rate, where the slow side is low, that is 0. NaN, where there is none, is passed over."""
+    known = ~np.isnan(in_order)
+    values = in_order[known]
     ordered = np.sort(values)
-    if slow_side_low:
-        ordered = np.concatenate((np.zeros(lost), ordered))
-    else:
-        ordered = np.concatenate((ordered, np.full(lost, np.inf)))
-    result = _of_known(values, len(ordered))
-    wanted = SLOW_RATES | QUANTILES if slow_side_low else QUANTILES
-    for name, p in wanted.items():
-        value, bounds = _quantile_with_interval(ordered, values, clusters, p)
-        setattr(result, name, value)
+    lost = values == 0 if slow_side_low else np.isinf(values)
+    result = _of_known(values[~lost], len(values))
+    worth = shared.worth(values, known)
+    for name, p in (SLOW_RATES | QUANTILES if slow_side_low else QUANTILES).items():
+        if not len(ordered):
+            setattr(result, name, None)
+            continue
+        value = stats.quantile(ordered, p)
+        bounds = stats.interval(ordered, p, worth(value))
+        setattr(result, name, value if bounds is not None else None)
         if bounds is not None:
             result.ci95[name] = bounds
     return result
@@ -47,15 +81,15 @@ def census(values: Floats) -> Block:
     return result
 
 
-def gaps_block(gaps: Gaps, ordered: Singles) -> Block:
-    """Summarize ``gaps``, which ``ordered`` holds pooled, in ms. Those of a reply are a cluster."""
+def gaps_block(gaps: Ragged, ordered: Reals) -> Block:
+    """Summarize ``gaps``, which ``ordered`` holds in ascending order, in ms. Those of a reply are a
+    cluster."""
     result = Block(n=len(ordered))
     result.mean = float(ordered.mean(dtype=np.float64)) * MS
     result.min, result.max = float(ordered[0]) * MS, float(ordered[-1]) * MS
-    values = [stats.quantile(ordered, p) for p in QUANTILES.values()]
-    hits = gaps.at_most(values)
-    for (name, p), value, its_hits in zip(QUANTILES.items(), values, hits, strict=True):
-        bounds = stats.interval(ordered, p, stats.worth(its_hits, gaps.sizes))
+    for name, p in QUANTILES.items():
+        value = stats.quantile(ordered, p)
+        bounds = stats.interval(ordered, p, stats.worth(at_most(gaps, value), gaps.sizes))
         if bounds is not None:
             setattr(result, name, value * MS)
             result.ci95[name] = bounds[0] * MS, bounds[1] * MS
@@ -106,16 +140,3 @@ def _of_known(values: Floats, n: int) -> Block:
         result.mean = float(values.mean())
         result.min, result.max = float(values.min()), float(values.max())
     return result
-
-
-def _quantile_with_interval(
-    ordered: Floats, values: Floats, clusters: Ints | None, p: float
-) -> tuple[float | None, tuple[float, float] | None]:
-    if len(ordered) == 0:
-        return None, None
-    value = stats.quantile(ordered, p)
-    n = float(len(ordered))
-    if clusters is not None:
-        n = stats.effective_size(values, clusters, value)
-    bounds = stats.interval(ordered, p, n)
-    return (value, bounds) if bounds is not None else (None, None)

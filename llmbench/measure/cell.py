@@ -9,12 +9,13 @@ from llmbench.measure.agreement import agreements
 from llmbench.measure.cost import cost
 from llmbench.measure.metrics import measure
 from llmbench.measure.repeats import pool
+from llmbench.measure.requests import Requests
 from llmbench.measure.ruler import add_calibration
 from llmbench.measure.slo import limits_ms, objectives
 from llmbench.measure.summary import NO_LIMITS, summarize
 from llmbench.measure.timeline import decode
 from llmbench.measure.verdict import judge
-from llmbench.records import Cell, CellFacts, RequestMetrics, Target, Trace
+from llmbench.records import Cell, CellFacts, Target, Trace
 
 
 def measure_cell(
@@ -23,13 +24,14 @@ def measure_cell(
     traces: Iterable[Trace],
     limits_ms: Mapping[str, float] = NO_LIMITS,
 ) -> Cell:
-    """The figures of one cell from what is stored of it, without a verdict on them yet.
+    """The figures of one cell from what is stored of it, without a verdict on them yet."""
+    return summarize(target, facts, requests_in(traces, target.api), limits_ms)
 
-    Of ``traces`` only one at a time is held, with what it decodes to.
-    """
-    decode_events = APIS[target.api].decode
-    requests = (measure(trace, decode(trace, decode_events)) for trace in traces)
-    return summarize(target, facts, requests, limits_ms)
+
+def requests_in(traces: Iterable[Trace], api: str) -> Requests:
+    """The table of ``traces``, which speak ``api``. Only some are held at a time."""
+    decode_events = APIS[api].decode
+    return Requests.of(measure(trace, decode(trace, decode_events)) for trace in traces)
 
 
 class Measured(NamedTuple):
@@ -38,21 +40,18 @@ class Measured(NamedTuple):
 
     facts: CellFacts
     cell: Cell
-    requests: list[RequestMetrics]
+    requests: Requests | None
 
 
 def measured(
     target: Target,
     facts: CellFacts,
-    traces: Iterable[Trace],
+    requests: Requests,
     limits_ms: Mapping[str, float] = NO_LIMITS,
 ) -> Measured:
-    """``measure_cell``, with the requests kept where the cell is one of several repeats."""
-    if facts.row is None:
-        return Measured(facts, measure_cell(target, facts, traces, limits_ms), [])
-    decode_events = APIS[target.api].decode
-    requests = [measure(trace, decode(trace, decode_events)) for trace in traces]
-    return Measured(facts, summarize(target, facts, requests, limits_ms), requests)
+    """The cell of ``requests``, which are kept where it is one of several repeats."""
+    cell = summarize(target, facts, requests, limits_ms)
+    return Measured(facts, cell, None if facts.row is None else requests)
 
 
 def report_cells(
@@ -89,7 +88,9 @@ def pooled(
     INVALID where none is."""
     pairs = list(zip(runs, cells, strict=True))
     good = [(run, cell) for run, cell in pairs if cell.verdict != "invalid"]
-    known = [(run.facts, cell, run.requests) for run, cell in good or pairs]
+    known = [
+        (run.facts, cell, run.requests) for run, cell in good or pairs if run.requests is not None
+    ]
     row = pool(target, known, limits_ms)
     bad = [(run, cell) for run, cell in pairs if cell.verdict == "invalid"]
     if not good:

@@ -32,11 +32,12 @@ import numpy as np
 from msgspec import Struct
 
 from llmbench.measure import statistics as stats
-from llmbench.measure.autocorrelation import autocorrelation_time, effective_n
-from llmbench.measure.gaps import chunk_gaps, token_gaps
+from llmbench.measure.autocorrelation import Dependence, autocorrelation_time
+from llmbench.measure.gaps import means, token_gaps
 from llmbench.measure.likeness import Side
+from llmbench.measure.requests import Requests
 from llmbench.measure.statistics import Floats, Ints
-from llmbench.records import Cell, RequestMetrics
+from llmbench.records import Cell
 
 RESAMPLES = 2000
 MARGIN = 0.03
@@ -188,33 +189,27 @@ class Latencies(NamedTuple):
     cut: float
 
 
-def _latencies(name: str, cell: Cell, measured: Sequence[RequestMetrics]) -> Latencies:
+def _latencies(name: str, cell: Cell, measured: Requests) -> Latencies:
     block = cell.itl_request_mean_ms if name == "itl" else getattr(cell, f"{name}_ms")
     if block is None:
         raise NotCompared("not measured")
-    values, cut = [], math.inf
-    for each, seconds in zip(measured, _seconds(name, measured), strict=True):
-        cancelled = each.failure == "cancelled"
-        if seconds is not None:
-            values.append(seconds * 1e3)
-        elif each.failure and (not cancelled or name in ("ttft", "e2e")):
-            values.append(math.inf)
-            if cancelled:
-                cut = min(cut, (each.end_ns - each.start_ns) / 1e6)
-    return Latencies(np.array(values), cut)
+    seconds = _seconds(name, measured)
+    cut = np.isnan(seconds) & measured.cancelled & (name in ("ttft", "e2e"))
+    values = np.where(measured.lost | cut, np.inf, seconds * 1e3)
+    waited_ms = (measured.end_ns - measured.start_ns)[cut] / 1e6
+    return Latencies(values[~np.isnan(values)], float(waited_ms.min(initial=math.inf)))
 
 
-def _seconds(name: str, measured: Sequence[RequestMetrics]) -> list[float | None]:
-    """The latency of each request, where it has one; ``itl`` is the mean over its gaps."""
+def _seconds(name: str, measured: Requests) -> Floats:
+    """The latency of each request, NaN where it has none; ``itl`` is the mean over its gaps."""
     if name != "itl":
-        return [getattr(each, f"{name}_s") for each in measured]
-    good = [each for each in measured if not each.failure]
-    gaps = iter(token_gaps(good, chunk_gaps(good)).gaps or ())
-    of_each = (None if each.failure else next(gaps) for each in measured)
-    return [
-        float(its.mean(dtype=np.float64)) if its is not None and len(its) else None
-        for its in of_each
-    ]
+        seconds: Floats = getattr(measured, f"{name}_s")
+        return seconds
+    means_s = np.full(len(measured), np.nan)
+    gaps = token_gaps(measured.where(measured.good)).gaps
+    if gaps is not None:
+        means_s[measured.good] = means(gaps)
+    return means_s
 
 
 def _quantile(
@@ -223,7 +218,7 @@ def _quantile(
     share, values = QUANTILES[p], np.concatenate([each.values for each in runs])
     ordered = np.sort(values)
     value = stats.quantile(ordered, share) if len(ordered) else math.nan
-    worth = sum(_worth(each.values, value, unit) for each in runs)
+    worth = sum(Dependence(each.values, unit).worth(value) for each in runs if len(each.values))
     if int(worth) < stats.fewest(share):
         raise NotCompared(
             f"{p} needs {stats.fewest(share)} independent requests a side; one has {int(worth)}"
@@ -247,17 +242,6 @@ def _quantile(
     return Drawn(estimate, replicates)
 
 
-def _worth(in_order: Floats, threshold: float, unit: int) -> float:
-    """How many independent values a run is worth; those of a static batch share their fate, and
-    one batch may resemble the next."""
-    if unit == 1:
-        return effective_n(in_order, threshold)
-    batches = np.arange(len(in_order)) // unit
-    means = np.bincount(batches, weights=in_order) / np.bincount(batches)
-    share = effective_n(means, stats.quantile(np.sort(means), 0.5)) / len(means)
-    return share * stats.effective_size(in_order, batches, threshold)
-
-
 def _rate(name: str, side: Side, by_run: bool, rng: np.random.Generator) -> Drawn:
     """Tokens (or requests) a second: in a closed loop the number in flight is constant, and a rate
     is that number × the mean of what a request brings / the mean of how long it stays, both over
@@ -269,10 +253,8 @@ def _rate(name: str, side: Side, by_run: bool, rng: np.random.Generator) -> Draw
         raise NotCompared("not measured")
     brought, stays = [], []
     for _, its in side.measured():
-        good = np.array([float(not each.failure) for each in its])
-        tokens = np.array([float(each.tokens) for each in its]) if name == "otps" else 1.0
-        brought.append(tokens * good)
-        stays.append(np.array([(each.end_ns - each.sent_ns) / 1e9 for each in its]))
+        brought.append(its.good * (its.tokens if name == "otps" else 1.0))
+        stays.append((its.end_ns - its.sent_ns) / 1e9)
     whole, seconds = np.concatenate(brought), np.concatenate(stays)
     windows = [cell.window_s or 0.0 for cell in side.cells]
     value = float(np.average(np.array(rates, dtype=np.float64), weights=windows))

@@ -5,13 +5,15 @@ say; only requests that are good by the objectives count as bought. Self-hosted:
 for, whatever goes through. Nothing here knows a price: see ``prices``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 from msgspec import Struct
 
+from llmbench.measure.requests import UNKNOWN, Requests
 from llmbench.prices import ListedPrice
-from llmbench.records import Billed, Cell, Cost, Goodput, Price, RequestMetrics
+from llmbench.records import Billed, Cell, Cost, Goodput, Price
 
 PER_MILLION = 1e6
 SECONDS_PER_HOUR = 3600
@@ -41,23 +43,17 @@ def cost(cell: Cell, price: Price) -> Cost | None:
     return Cost(1e3 * request, request / output.p50 * PER_MILLION)
 
 
-def billed(measured: Iterable[RequestMetrics]) -> Billed:
+def billed(measured: Requests) -> Billed:
     """What a hosted API bills for ``measured`` requests, whatever became of them."""
-    attempts = uncounted = prompt = cached = output = 0
-    for each in measured:
-        attempts += 1
-        if each.prompt_tokens is None:
-            uncounted += 1
-            continue
-        prompt += each.prompt_tokens
-        cached += min(each.cached_tokens or 0, each.prompt_tokens)
-        output += each.tokens
+    counted = measured.prompt_tokens != UNKNOWN
+    prompts = measured.prompt_tokens[counted]
+    cached = np.clip(measured.cached_tokens[counted], 0, prompts)
     return Billed(
-        attempts=attempts,
-        uncounted=uncounted,
-        prompt_tokens=prompt,
-        cached_tokens=cached,
-        output_tokens=output,
+        attempts=len(measured),
+        uncounted=len(measured) - len(prompts),
+        prompt_tokens=int(prompts.sum()),
+        cached_tokens=int(cached.sum()),
+        output_tokens=int(measured.tokens[counted].sum()),
     )
 
 

@@ -1,12 +1,11 @@
 """The gaps between the events of a cell's replies: ICL, and ITL where each event's tokens show."""
 
-from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from llmbench.measure.statistics import Floats, Ints, Reals, Singles, pooled
-from llmbench.records import RequestMetrics
+from llmbench.measure.requests import Column, Mask, Ragged, Requests
+from llmbench.measure.statistics import Floats, Ints, Reals
 
 BURST_FRACTION = 0.2
 """A gap shorter than this share of the median gap is part of a burst."""
@@ -24,98 +23,75 @@ COUNT_TOLERANCE = 0.01
 """How far events and tokens may differ and still pass for one token an event."""
 
 
-class Gaps:
-    """The gaps of replies, in seconds. Those of one reply are made when they are asked for, with
-    ``of``; all together are pooled for as long as it takes, for they may be many millions."""
-
-    def __init__(
-        self, replies: Sequence[RequestMetrics], of: Callable[[RequestMetrics], Singles]
-    ) -> None:
-        self._replies = replies
-        self._of = of
-        self.sizes: Ints = np.array([len(each) for each in self], dtype=np.int64)
-
-    def __iter__(self) -> Iterator[Singles]:
-        """The gaps of each reply."""
-        return map(self._of, self._replies)
-
-    def __len__(self) -> int:
-        return int(self.sizes.sum())
-
-    def pooled(self) -> Singles:
-        """All gaps in ascending order."""
-        return pooled(self, len(self))
-
-    def at_most(self, thresholds: Sequence[float]) -> Ints:
-        """How many gaps of each reply are no longer than each of ``thresholds``: a row for each."""
-        counts = np.empty((len(thresholds), len(self._replies)), dtype=np.int64)
-        for number, each in enumerate(self):
-            counts[:, number] = [np.count_nonzero(each <= limit) for limit in thresholds]
-        return counts
-
-    def means(self) -> Floats:
-        """The mean gap of each reply that has any."""
-        return np.array([each.mean(dtype=np.float64) for each in self if len(each)])
-
-
 class TokenGaps(NamedTuple):
     """ITL: ``gaps`` is ``None`` where tokens per event are unknown, and ``why_not`` says why."""
 
-    gaps: Gaps | None
+    gaps: Ragged | None
     imputed_share: float
     why_not: str
 
 
-def chunk_gaps(good: Sequence[RequestMetrics]) -> Gaps:
-    """ICL: the raw gaps between content events."""
-    return Gaps(good, _raw)
+def chunk_gaps(good: Requests) -> Ragged:
+    """ICL: the raw gaps between content events, in seconds, a row a reply."""
+    return good.gaps_s
 
 
-def token_gaps(good: Sequence[RequestMetrics], icl: Gaps) -> TokenGaps:
+def token_gaps(good: Requests) -> TokenGaps:
     """ITL: the gap before each token, from the running counts of the server or from its total.
 
     Where one event brought ``k`` tokens its gap counts ``k`` times as ``gap / k``; those values are
-    imputed, for nobody saw when each token was made. The gaps are ``icl`` itself where each event
+    imputed, for nobody saw when each token was made. The gaps are those of ICL where each event
     is a token.
     """
-    if good and all(metrics.counted for metrics in good):
-        if all(metrics.steps is None for metrics in good):
-            return TokenGaps(icl, 0.0, "")
-        gaps = Gaps(good, _by_running_count)
-        imputed = sum(_imputed(metrics) for metrics in good)
-        return TokenGaps(gaps, imputed / len(gaps) if len(gaps) else 0.0, "")
-    events = sum(metrics.events for metrics in good)
+    if len(good) and good.counted.all():
+        if good.steps is None:
+            return TokenGaps(good.gaps_s, 0.0, "")
+        gaps = _by_running_count(good.gaps_s, good.steps.values)
+        several = good.steps.values[good.steps.values > 1]
+        imputed = int(several.sum()) / len(gaps.values) if len(gaps.values) else 0.0
+        return TokenGaps(gaps, imputed, "")
+    events, tokens = int(good.events.sum()), int(good.tokens.sum())
     # A model that stops by itself counts its end token, which has no text and no event.
-    ends = sum(metrics.finish == "stop" for metrics in good)
-    tokens = sum(metrics.tokens for metrics in good)
-    if "chunks" in {metrics.token_source for metrics in good}:
+    ends = int((good.finish == "stop").sum())
+    if (good.token_source == "chunks").any():
         return TokenGaps(None, 0.0, "the server does not count its tokens")
     if min(abs(tokens - events), abs(tokens - ends - events)) > COUNT_TOLERANCE * max(tokens, 1):
         return TokenGaps(None, 0.0, f"{tokens:,} tokens came in {events:,} events")
-    return TokenGaps(icl, 0.0, "")
+    return TokenGaps(good.gaps_s, 0.0, "")
 
 
-def _raw(metrics: RequestMetrics) -> Singles:
-    return np.asarray(metrics.gaps_s, dtype=np.float32)
-
-
-def _by_running_count(metrics: RequestMetrics) -> Singles:
-    """The gaps before the tokens after the first event's. An event without a new token has none:
-    its time is part of the next one's."""
-    if metrics.steps is None:
-        return _raw(metrics)
-    steps = metrics.steps
+def _by_running_count(gaps: Ragged, steps: Column) -> Ragged:
+    """The gaps before the tokens after the first event's: ``steps`` is how many tokens each event
+    brought. One without a new token has none: its time is part of the next one's."""
     brought = steps > 0
-    if brought.all():
-        return np.repeat(_raw(metrics) / steps, steps).astype(np.float32, copy=False)
-    until_s = np.cumsum(metrics.gaps_s, dtype=np.float64)[brought]
-    gaps_s = np.diff(until_s, prepend=0.0)
-    return np.repeat(gaps_s / steps[brought], steps[brought]).astype(np.float32)
+    if not brought.all():
+        gaps, steps = _merged(gaps, brought), steps[brought]
+    sizes = Ragged(steps, gaps.sizes).sums(np.int64)
+    return Ragged(np.repeat(gaps.values / steps, steps).astype(np.float32), sizes)
 
 
-def _imputed(metrics: RequestMetrics) -> int:
-    """How many tokens came several in an event."""
-    return 0 if metrics.steps is None else int(metrics.steps[metrics.steps > 1].sum())
+def _merged(gaps: Ragged, kept: Mask) -> Ragged:
+    """Each gap that is ``kept`` with those before it in its row that are not; those after the last
+    that is kept are gone."""
+    until_s = np.cumsum(gaps.values, dtype=np.float64)
+    before_s = np.concatenate(([0.0], until_s))[gaps.starts]  # where each row begins
+    ends = Ragged(until_s, gaps.sizes).where(kept)
+    starts = np.empty(len(ends.values))
+    starts[1:] = ends.values[:-1]
+    starts[ends.firsts] = before_s[ends.sizes > 0]
+    return Ragged(ends.values - starts, ends.sizes)
+
+
+def at_most(gaps: Ragged, limit: float) -> Ints:
+    """How many gaps of each reply are no longer than ``limit``."""
+    # The limit in the type of the gaps: for another one numpy would convert all of them.
+    return Ragged(gaps.values <= gaps.values.dtype.type(limit), gaps.sizes).sums(np.int64)
+
+
+def means(gaps: Ragged) -> Floats:
+    """The mean gap of each reply; NaN for one without."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(gaps.sums() / gaps.sizes)
 
 
 def burst_index(ordered: Reals) -> float:

@@ -6,12 +6,14 @@ OSDI 2024) and vLLM count so too. Nothing is known of a request that was cut off
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from statistics import NormalDist
 
-from llmbench.measure.statistics import CONFIDENCE
-from llmbench.records import Cell, Goodput, RequestMetrics
+import numpy as np
+
+from llmbench.measure.requests import Mask, Requests
+from llmbench.measure.statistics import CONFIDENCE, Floats
+from llmbench.records import Cell, Goodput
 
 OUTERMOST = ("mean", "p50", "p90", "p95", "p99", "max")
 """The statistics of objectives. Of two for one metric, the later in this order limits requests."""
@@ -32,9 +34,7 @@ def request_limits_ms(objectives_ms: Mapping[str, float]) -> dict[str, float]:
     return {metric: limit_ms for metric, (_, limit_ms) in chosen.items()}
 
 
-def goodput(
-    cell: Cell, measured: Sequence[RequestMetrics], objectives_ms: Mapping[str, float]
-) -> Goodput | None:
+def goodput(cell: Cell, measured: Requests, objectives_ms: Mapping[str, float]) -> Goodput | None:
     """The goodput of ``cell`` from its ``measured`` requests. ``None`` without any, or where the
     cell withholds a metric that has a limit: then nobody knows which requests are good.
 
@@ -42,48 +42,41 @@ def goodput(
     drain stay outside, and goodput is never more than throughput.
     """
     limits_ms = request_limits_ms(objectives_ms)
-    if not measured or any(_withheld(cell, metric, measured) for metric in limits_ms):
+    if not len(measured) or any(_withheld(cell, metric, measured) for metric in limits_ms):
         return None
-    fates = [fate(each, limits_ms) for each in measured]
-    counts = Counter(fates)
-    good, bad = counts[True], counts[False]
-    ok = [each for each in measured if not each.failure]
-    tokens = sum(each.tokens for each, its in zip(measured, fates, strict=True) if its)
+    is_good, is_bad = fates(measured, limits_ms)
+    good, bad = int(is_good.sum()), int(is_bad.sum())
+    ok, tokens = measured.good, int(measured.tokens[is_good].sum())
     return Goodput(
         limits_ms=limits_ms,
         good=good,
         bad=bad,
-        unknown=counts[None],
+        unknown=len(measured) - good - bad,
         tokens=tokens,
         share=good / (good + bad) if good + bad else None,
         ci95=wilson(good, good + bad) if good + bad else None,
-        per_s=_part(cell.requests_per_s, good, len(ok)),
-        tokens_per_s=_part(cell.otps, tokens, sum(each.tokens for each in ok)),
+        per_s=_part(cell.requests_per_s, good, int(ok.sum())),
+        tokens_per_s=_part(cell.otps, tokens, int(measured.tokens[ok].sum())),
     )
 
 
-def fate(request: RequestMetrics, limits_ms: Mapping[str, float]) -> bool | None:
-    """Whether ``request`` is good by all limits; ``None`` where it was cut off before one could
-    tell."""
-    if request.failure and request.failure != "cancelled":
-        return False
+def fates(requests: Requests, limits_ms: Mapping[str, float]) -> tuple[Mask, Mask]:
+    """Which of ``requests`` are good by all limits, and which are bad; neither is one that was cut
+    off before a limit could tell."""
+    bad = requests.lost
     for metric, limit_ms in limits_ms.items():
-        seconds = latency_s(request, metric)
-        if seconds is not None and seconds * 1e3 > limit_ms:
-            return False
-    return None if request.failure else True
+        bad = bad | (latencies_s(requests, metric) * 1e3 > limit_ms)  # NaN is not
+    return requests.good & ~bad, bad
 
 
-def latency_s(request: RequestMetrics, metric: str) -> float | None:
-    """What ``request`` has of ``metric``, in seconds: +∞ where it failed; where it was cut off
-    before, as long as it had waited by then."""
-    cut = request.failure == "cancelled"
-    if request.failure and not cut:
-        return math.inf
-    seconds = _LATENCY[metric](request)
-    if seconds is None and cut and metric in _FROM_START:
-        return (request.end_ns - request.start_ns) / 1e9
-    return seconds
+def latencies_s(requests: Requests, metric: str) -> Floats:
+    """What each of ``requests`` has of ``metric``, in seconds: +∞ where it failed, NaN where there
+    is none; where it was cut off before, as long as it had waited by then."""
+    seconds = _LATENCY[metric](requests)
+    if metric in _FROM_START:
+        waited = requests.cancelled & np.isnan(seconds)
+        seconds = np.where(waited, (requests.end_ns - requests.start_ns) / 1e9, seconds)
+    return np.where(requests.lost, np.inf, seconds)
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
@@ -96,30 +89,29 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return low, 1.0 if hits == n else middle + reach
 
 
-def _mean_gap_s(request: RequestMetrics) -> float | None:
+def _mean_gap_s(requests: Requests) -> Floats:
     """The mean gap between content events, whatever each brought."""
-    if request.events < 2 or request.first_ns is None or request.last_ns is None:
-        return None
-    return (request.last_ns - request.first_ns) / 1e9 / (request.events - 1)
+    several = np.where(requests.events > 1, requests.events - 1, np.nan)
+    return np.asarray((requests.last_ns - requests.first_ns) / 1e9 / several)
 
 
-_LATENCY: dict[str, Callable[[RequestMetrics], float | None]] = {
-    "ttfr": lambda request: request.ttfr_s,
-    "ttft": lambda request: request.ttft_s,
-    "ttfat": lambda request: request.ttfat_s,
-    "e2e": lambda request: request.e2e_s,
-    "tpot": lambda request: request.tpot_s,
-    "itl": lambda request: request.tpot_s,  # the mean ITL of a reply
+_LATENCY: dict[str, Callable[[Requests], Floats]] = {
+    "ttfr": lambda requests: requests.ttfr_s,
+    "ttft": lambda requests: requests.ttft_s,
+    "ttfat": lambda requests: requests.ttfat_s,
+    "e2e": lambda requests: requests.e2e_s,
+    "tpot": lambda requests: requests.tpot_s,
+    "itl": lambda requests: requests.tpot_s,  # the mean ITL of a reply
     "icl": _mean_gap_s,
 }
 _FROM_START = ("ttfr", "ttft", "ttfat", "e2e")
 
 
-def _withheld(cell: Cell, metric: str, measured: Sequence[RequestMetrics]) -> bool:
+def _withheld(cell: Cell, metric: str, measured: Requests) -> bool:
     """Whether replies have a figure that the cell does not show: it is not to be trusted."""
-    return getattr(cell, f"{metric}_ms") is None and any(
-        not each.failure and _LATENCY[metric](each) is not None for each in measured
-    )
+    if getattr(cell, f"{metric}_ms") is not None:
+        return False
+    return bool((measured.good & ~np.isnan(_LATENCY[metric](measured))).any())
 
 
 def _part(rate: float | None, of_good: int, of_all: int) -> float | None:

@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from llmbench.records import Cell, CellFacts, Load, Range, RequestMetrics
+from llmbench.measure.requests import Requests
+from llmbench.records import Cell, CellFacts, Load, Range
 
 PROMPTS_DIFFER = 0.02
 """Median prompt lengths further apart than this are other work."""
@@ -18,7 +19,7 @@ class Stored(NamedTuple):
 
     facts: CellFacts
     cell: Cell
-    requests: Sequence[RequestMetrics]
+    requests: Requests
 
 
 class Side(NamedTuple):
@@ -30,14 +31,11 @@ class Side(NamedTuple):
     def cells(self) -> list[Cell]:
         return [each.cell for each in self.stored]
 
-    def measured(self) -> Iterator[tuple[Cell, list[RequestMetrics]]]:
+    def measured(self) -> Iterator[tuple[Cell, Requests]]:
         """Each run's cell with the requests that its figures are of, in the order of time."""
         for _, cell, requests in self.stored:
-            its = sorted(
-                (each for each in requests if each.phase == "measured"),
-                key=lambda each: each.start_ns,
-            )
-            yield cell, its[cell.warmup_removed :]
+            its = requests.where(requests.measured)
+            yield cell, its.at(its.in_order[cell.warmup_removed :])
 
 
 Key = Callable[[Stored], object]

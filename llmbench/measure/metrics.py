@@ -1,13 +1,13 @@
 """Trace and Timeline → RequestMetrics: the definitions (docs/metrics.md says them in words)."""
 
 import sys
+from array import array
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
 from llmbench.measure.ruler import PROMPT_LAG_NS
-from llmbench.measure.statistics import Ints, Reals, Singles
-from llmbench.records import Column, RequestMetrics, Timeline, Trace
+from llmbench.records import Integers, RequestMetrics, Singles, Timeline, Trace
 
 SECOND_NS = 1e9
 MOST_HALF = 65_504.0
@@ -16,20 +16,18 @@ MOST_HALF = 65_504.0
 UPWARD = 1 + 2**-10
 """Makes up for what rounding to 11 bits may take away."""
 
-_NONE: Column = np.empty(0, dtype=np.float16)
-
 
 def measure(trace: Trace, timeline: Timeline) -> RequestMetrics:
     """One request's figures. Latencies count from when it was due, in an open loop, so that what
     the client sends late is part of them; else from ``sent``."""
     tokens, source = count_tokens(timeline)
-    at_ns = _ints(timeline.at_ns)
-    first_ns, last_ns = (int(at_ns[0]), int(at_ns[-1])) if len(at_ns) else (None, None)
+    at_ns = timeline.at_ns
+    first_ns, last_ns = (at_ns[0], at_ns[-1]) if at_ns else (None, None)
     good = not timeline.failure
     seen = good or timeline.failure == "cancelled"
     late_ns = 0 if trace.due_ns is None else trace.sent_ns - trace.due_ns
-    running = None if timeline.running_tokens is None else _ints(timeline.running_tokens)
-    evidence: dict[str, Any] = _evidence(trace, timeline) if good else {"lag_ms": _NONE}
+    running = timeline.running_tokens
+    evidence: dict[str, Any] = _evidence(trace, timeline) if good else {"lag_ms": array("f")}
     return RequestMetrics(
         phase=trace.phase,
         index=trace.index,
@@ -60,12 +58,11 @@ def measure(trace: Trace, timeline: Timeline) -> RequestMetrics:
         events=len(at_ns),
         first_ns=first_ns,
         last_ns=last_ns,
-        gaps_s=_singles(np.diff(at_ns)),
+        gaps_s=array("f", [(after - before) / SECOND_NS for before, after in pairwise(at_ns)]),
         counted=running is not None,
         steps=_steps(running),
         stamps=trace.stamps,
         connect=trace.connect,
-        via=trace.headers.get("via", ""),
         **evidence,
     )
 
@@ -89,50 +86,42 @@ def _tpot_s(first_ns: int | None, last_ns: int | None, tokens: int) -> float | N
     return (last_ns - first_ns) / SECOND_NS / (tokens - 1)
 
 
-def _head_share(at_ns: Ints, running: Ints | None, tokens: int) -> float | None:
+def _head_share(at_ns: Integers, running: Integers | None, tokens: int) -> float | None:
     """The share of a reply's tokens, but for the first, that came with its first event."""
-    if tokens < 2 or not len(at_ns):
+    if tokens < 2 or not at_ns:
         return None
-    events = int(np.count_nonzero(at_ns == at_ns[0]))
+    events = at_ns.count(at_ns[0])
     head = events * tokens / len(at_ns) if running is None else float(running[events - 1])
     return max(head - 1, 0) / (tokens - 1)
 
 
-def _steps(running: Ints | None) -> Column | None:
-    if running is None:
+def _steps(running: Integers | None) -> Integers | None:
+    if running is None or _rises_by_one(running):
         return None
-    steps = np.diff(running)
-    if (steps == 1).all():
-        return None
-    return steps.astype(np.int8 if abs(steps).max() < 128 else np.int64)
+    return array("q", [after - before for before, after in pairwise(running)])
+
+
+def _rises_by_one(running: Integers) -> bool:
+    first = running[0]
+    return running.tolist() == list(range(first, first + len(running)))
 
 
 def _evidence(trace: Trace, timeline: Timeline) -> dict[str, Any]:
     """What the ruler needs to know of how the reply was read (see ``RequestMetrics``)."""
-    lag_ms = _halves(_ints(trace.reads.lag_ns)) if trace.stamps == "kernel" else _NONE
-    slack_ns = _ints(timeline.slack_ns)
-    shared = int(np.count_nonzero(slack_ns))
+    lag_ms = _ms(trace.reads.lag_ns) if trace.stamps == "kernel" else array("f")
+    shared = sum(map(bool, timeline.slack_ns))
     if not shared:
         return {"lag_ms": lag_ms}
-    slack_ms = _halves(slack_ns * UPWARD)
-    late = (_ints(timeline.lag_ns) > PROMPT_LAG_NS) & (slack_ns > 0)
+    slack_ms = _ms([ns * UPWARD for ns in timeline.slack_ns])
+    late = [lag_ns > PROMPT_LAG_NS for lag_ns in timeline.lag_ns]
+    late_slack_ms = array("f", [each * its for each, its in zip(slack_ms, late, strict=True)])
     return {
         "lag_ms": lag_ms,
         "shared": shared,
         "slack_ms": slack_ms,
-        "late_slack_ms": slack_ms * late if late.any() else None,
+        "late_slack_ms": late_slack_ms if any(late_slack_ms) else None,
     }
 
 
-def _ints(values: Any) -> Ints:
-    return np.asarray(values, dtype=np.int64)
-
-
-def _halves(ns: Ints | Reals) -> Column:
-    """Milliseconds, to 11 bits."""
-    halves: Column = np.minimum(ns / 1e6, MOST_HALF).astype(np.float16)
-    return halves
-
-
-def _singles(ns: Ints) -> Singles:
-    return (ns / SECOND_NS).astype(np.float32)
+def _ms(ns: Iterable[float]) -> Singles:
+    return array("f", [min(each / 1e6, MOST_HALF) for each in ns])

@@ -3,19 +3,20 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from msgspec.structs import replace
 
+from llmbench.measure.requests import Requests
 from llmbench.measure.ruler import add_calibration
 from llmbench.measure.summary import (
     NO_LIMITS,
     add_distributions,
     add_goodput,
     empty_cell,
+    in_time,
     settled,
 )
-from llmbench.records import Cell, CellFacts, Repeats, RequestMetrics, Target
+from llmbench.records import Cell, CellFacts, Repeats, Target
 
-Run = tuple[CellFacts, Cell, Sequence[RequestMetrics]]
+Run = tuple[CellFacts, Cell, Requests]
 """A run of the cell: its facts, its own figures as judged, and its requests."""
 
 
@@ -25,13 +26,13 @@ def pool(target: Target, runs: Sequence[Run], limits_ms: Mapping[str, float] = N
     §8.2). Rates are of all windows together: what came over the sum of their lengths."""
     facts, first, _ = runs[0]
     row = empty_cell(target, facts)
-    kept = [
-        replace(each, run=number)
-        for number, (its, _, requests) in enumerate(runs)
-        for each in settled(empty_cell(target, its), its.load, list(requests))
-        if each.phase == "measured"
-    ]
-    add_distributions(row, facts, kept)
+    kept = Requests.joined(
+        [
+            _of_run(number, in_time(settled(empty_cell(target, its), its.load, requests)))
+            for number, (its, _, requests) in enumerate(runs)
+        ]
+    )
+    add_distributions(row, facts, kept, kept.where(kept.good))
     cells = [cell for _, cell, _ in runs]
     _add_rates(row, cells)
     add_goodput(row, kept, limits_ms)
@@ -46,6 +47,10 @@ def pool(target: Target, runs: Sequence[Run], limits_ms: Mapping[str, float] = N
     told = [*_shared_notes(cells), _told(row.repeats)]
     row.notes = [note for note in dict.fromkeys([*row.notes, *told]) if note]
     return row
+
+
+def _of_run(number: int, requests: Requests) -> Requests:
+    return requests.but(run=np.full(len(requests), number, dtype=np.int32))
 
 
 def _shared_notes(cells: Sequence[Cell]) -> list[str]:

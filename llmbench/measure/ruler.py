@@ -7,12 +7,11 @@ latencies between the same quantiles of the bounds, however busy the machine was
 what the same client was off by on this machine against a server with known send times.
 """
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 
-from llmbench.measure.statistics import Reals, pooled, quantile
-from llmbench.records import Calibration, Cell, Column, RequestMetrics, Ruler
+from llmbench.measure.requests import Ragged, Requests
+from llmbench.measure.statistics import Reals, quantile
+from llmbench.records import Calibration, Cell, Ruler
 
 PROMPT_LAG_NS = 2_000_000
 """A client that is hardly ever later than this has not made events share a read: the server, or
@@ -24,64 +23,56 @@ ERROR_SHARE = 0.05
 """A figure may be off by half a millisecond or by this share of itself, whichever is greater."""
 
 
-def from_evidence(good: Sequence[RequestMetrics]) -> Ruler:
+def from_evidence(good: Requests) -> Ruler:
     """The ruler's errors as far as the evidence bounds them, over the good requests of a cell."""
     ruler = Ruler()
-    if not good:
+    if not len(good):
         return ruler
-    stamps = {each.stamps for each in good}
+    stamps = set(good.stamps.tolist())
     ruler.stamps = stamps.pop() if len(stamps) == 1 else "user"
-    ruler.coalesced_share = sum(each.shared for each in good) / sum(each.events for each in good)
+    ruler.coalesced_share = float(good.shared.sum() / good.events.sum())
     if ruler.stamps != "kernel":
         return ruler
-    lag_ms = pooled((each.lag_ms for each in good), sum(len(each.lag_ms) for each in good))
+    lag_ms = np.sort(good.lag_ms.values)
     ruler.read_lag_ms = _shown(lag_ms)
     prompt = quantile(lag_ms, 0.99) <= PROMPT_LAG_NS / 1e6
     del lag_ms
-    ruler.ttft_error_ms = _ttft_errors(good, prompt)
-    ruler.itl_error_ms = _gap_errors(good, prompt)
+    slack_ms = good.late_slack_ms if prompt else good.slack_ms
+    ruler.ttft_error_ms = _ttft_errors(good, slack_ms)
+    ruler.itl_error_ms = _gap_errors(good.gaps_s, slack_ms)
     return ruler
 
 
-def _ttft_errors(good: Sequence[RequestMetrics], prompt: bool) -> dict[str, float]:
+def _ttft_errors(good: Requests, slack_ms: Ragged | None) -> dict[str, float]:
     """Each request left within its sending call. In an open loop it may have left late, which made
-    its latency longer by up to as much."""
-    first_ns = np.array([(each.first_ns or 0) + each.sent_ns - each.start_ns for each in good])
-    sending_ns = np.array([each.send_ns for each in good])
-    slack_ms = [_slack(each, prompt) for each in good]
-    older_ns = np.array([0.0 if each is None else float(each[0]) * 1e6 for each in slack_ms])
+    its latency longer by up to as much. ``slack_ms``: see ``_gap_errors``."""
+    late_ns = good.sent_ns - good.start_ns
+    first_ns = good.first_ns + late_ns
+    older_ns = np.zeros(len(good))
+    if slack_ms is not None:
+        older_ns[slack_ms.sizes > 0] = slack_ms.values[slack_ms.firsts].astype(np.float64) * 1e6
     measured = _shown(np.sort(first_ns.astype(np.float64)))
-    late_ns = np.array([max(each.sent_ns - each.start_ns - each.queued_ns, 0) for each in good])
-    low = _shown(np.sort(first_ns - sending_ns - older_ns - late_ns))
+    sent_late_ns = np.maximum(late_ns - good.queued_ns, 0)
+    low = _shown(np.sort(first_ns - good.send_ns - older_ns - sent_late_ns))
     return {name: ns / 1e6 for name, ns in _errors(measured, low, measured).items()}
 
 
-def _gap_errors(good: Sequence[RequestMetrics], prompt: bool) -> dict[str, float] | None:
-    """A gap is longer by the slack of the event before it, shorter by that of the one after it."""
-    size = sum(len(each.gaps_s) for each in good)
-    if not size:
+def _gap_errors(gaps_s: Ragged, slack_ms: Ragged | None) -> dict[str, float] | None:
+    """A gap is longer by the slack of the event before it, shorter by that of the one after it:
+    ``slack_ms`` is how much older than its stamp each content event can be."""
+    if not len(gaps_s.values):
         return None
-    slack_ms = [_slack(each, prompt) for each in good]
-    if all(each is None for each in slack_ms):
+    if slack_ms is None:
         return dict.fromkeys(SHOWN, 0.0)
+    slack_s = slack_ms.values.astype(np.float32) / 1e3
 
-    def quantiles(bound: Callable[[Column, Column], Column]) -> dict[str, float]:
-        """The quantiles in ms of ``bound`` of the gaps and their replies' slack."""
-        parts = (
-            each.gaps_s if slack is None else bound(each.gaps_s, slack.astype(np.float32) / 1e3)
-            for each, slack in zip(good, slack_ms, strict=True)
-        )
-        return {name: value * 1e3 for name, value in _shown(pooled(parts, size)).items()}
+    def quantiles(bound_s: Reals) -> dict[str, float]:
+        return {name: value * 1e3 for name, value in _shown(np.sort(bound_s)).items()}
 
-    measured = quantiles(lambda gaps_s, _: gaps_s)
-    low = quantiles(lambda gaps_s, slack: gaps_s - slack[1:])
-    high = quantiles(lambda gaps_s, slack: gaps_s + slack[:-1])
+    measured = quantiles(gaps_s.values)
+    low = quantiles(gaps_s.values - slack_s[~slack_ms.firsts])
+    high = quantiles(gaps_s.values + slack_s[~slack_ms.lasts])
     return _errors(measured, low, high)
-
-
-def _slack(metrics: RequestMetrics, prompt: bool) -> Column | None:
-    """How much older than its stamp each content event can be, in ms; ``None`` for 0."""
-    return metrics.late_slack_ms if prompt else metrics.slack_ms
 
 
 def _shown(ordered: Reals) -> dict[str, float]:

@@ -1,17 +1,18 @@
 """Take what is still warm-up out of the measured requests, and say whether the rest had settled."""
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from msgspec.structs import replace
 
 from llmbench.measure import steady
-from llmbench.records import Cell, RequestMetrics
+from llmbench.measure.requests import PHASES, Mask, Requests
+from llmbench.measure.statistics import Floats, Ints
+from llmbench.records import Cell
+
+WARMUP, COOLDOWN = PHASES.index("warmup"), PHASES.index("cooldown")
 
 
-def without_warmup(
-    cell: Cell, requests: list[RequestMetrics], *, open_loop: bool
-) -> list[RequestMetrics]:
+def without_warmup(cell: Cell, requests: Requests, *, open_loop: bool) -> Requests:
     """``requests``, of which the first measured ones are warm-up now where the cell had not settled
     when its window opened; ``cell`` says how many, and why.
 
@@ -24,22 +25,19 @@ def without_warmup(
     what, cut = max(cuts.items(), key=lambda each: each[1] or 0)
     if cut is None:
         return requests
-    early = [each for each in requests if each.phase == "measured" and each.start_ns < cut]
-    first_ns = min(each.start_ns for each in early)
-    cell.warmup_removed = len(early)
+    early = requests.measured & (requests.start_ns < cut)
+    first_ns = int(requests.start_ns[early].min())
+    cell.warmup_removed = int(early.sum())
     cell.notes.append(
-        f"the first {len(early)} requests ({(cut - first_ns) / 1e9:.1f} s) were taken as warm-up: "
-        f"{what} had not settled (MSER-5)"
+        f"the first {cell.warmup_removed} requests ({(cut - first_ns) / 1e9:.1f} s) were taken as "
+        f"warm-up: {what} had not settled (MSER-5)"
     )
-    return [
-        replace(each, phase="warmup") if each.phase == "measured" and each.start_ns < cut else each
-        for each in requests
-    ]
+    return requests.but(phase=np.where(early, WARMUP, requests.phase))
 
 
-def add_drift(cell: Cell, good: Sequence[RequestMetrics]) -> None:
+def add_drift(cell: Cell, good: Requests) -> None:
     """Whether TTFT drifted from the first half of the window to the second."""
-    values = [value for _, _, value in _ttfts(good)]
+    values = _ttfts(good).values
     cell.ttft_drift = steady.drift(values)
     if cell.settled is not None:  # more came than the server can do, and no warm-up helps
         return
@@ -53,37 +51,35 @@ def add_drift(cell: Cell, good: Sequence[RequestMetrics]) -> None:
         cell.settled = True
 
 
-Point = tuple[int, bool, float]
-"""When a request started, whether it is measured, and what it saw."""
+class Series(NamedTuple):
+    """When requests started, in that order, which of them are measured, and what they saw."""
+
+    start_ns: Ints
+    measured: Mask
+    values: Floats
 
 
-def _first_settled(series: Sequence[Point]) -> int | None:
+def _first_settled(series: Series) -> int | None:
     """The start of the first measured request to keep, or ``None`` where none is to go."""
-    known = sum(not measured for _, measured, _ in series)
-    removed = steady.warmup_in([value for _, _, value in series], known)
-    return series[known + removed][0] if removed else None
+    before = int((~series.measured).sum())
+    removed = steady.warmup_in(series.values, before)
+    return int(series.start_ns[before + removed]) if removed else None
 
 
-def _ttfts(requests: Sequence[RequestMetrics]) -> list[Point]:
+def _ttfts(requests: Requests) -> Series:
     """The TTFT of each good request that opens a session, in the order of their starts."""
-    return sorted(
-        (each.start_ns, each.phase == "measured", each.ttft_s)
-        for each in requests
-        if each.phase != "cooldown"
-        and not each.failure
-        and not each.turn
-        and each.ttft_s is not None
-    )
+    opens = requests.good & (requests.turn == 0) & ~np.isnan(requests.ttft_s)
+    its = np.flatnonzero(opens & (requests.phase != COOLDOWN))
+    order = np.lexsort((requests.ttft_s[its], requests.measured[its], requests.start_ns[its]))
+    its = its[order]
+    return Series(requests.start_ns[its], requests.measured[its], requests.ttft_s[its])
 
 
-def _loads(requests: Sequence[RequestMetrics]) -> list[Point]:
+def _loads(requests: Requests) -> Series:
     """How many requests were in flight when each was sent, itself among them."""
-    ends_ns = np.sort(np.array([each.end_ns for each in requests], dtype=np.int64))
-    in_order = sorted(requests, key=lambda each: each.sent_ns)
-    sent_ns = np.array([each.sent_ns for each in in_order], dtype=np.int64)
-    ended = np.searchsorted(ends_ns, sent_ns, side="right")
-    return [
-        (each.start_ns, each.phase == "measured", float(sent - over))
-        for sent, (each, over) in enumerate(zip(in_order, ended.tolist(), strict=True), start=1)
-        if each.phase != "cooldown"
-    ]
+    order = np.argsort(requests.sent_ns, kind="stable")
+    ended = np.searchsorted(np.sort(requests.end_ns), requests.sent_ns[order], side="right")
+    loads = np.arange(1, len(requests) + 1) - ended
+    kept = requests.phase[order] != COOLDOWN
+    its = order[kept]
+    return Series(requests.start_ns[its], requests.measured[its], loads[kept].astype(np.float64))

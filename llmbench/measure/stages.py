@@ -3,20 +3,18 @@
 docs/metrics.md says what each stage means for which server.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from llmbench.records import CellFacts, RequestMetrics
+from llmbench.measure.requests import STAGES, Requests
+from llmbench.records import CellFacts
 
-STAGES = ("tokenize", "queue", "prefill", "decode")
 MS = 1e3
 NOISE_MS = 1.0
 NOISE_SHARE = 0.02
 
 
 def stages(
-    good: Sequence[RequestMetrics], facts: CellFacts, cut_off: int = 0
+    good: Requests, facts: CellFacts, cut_off: int = 0
 ) -> tuple[dict[str, float], str] | None:
     """The mean milliseconds of a request by stage, and who says so; ``None`` if nobody does.
 
@@ -26,23 +24,26 @@ def stages(
     client's, from ``sent`` until the last token, and ``other`` what of it is in no stage of the
     server's. ``server_e2e`` is the server's own e2e, where it states one.
     """
-    measured = [each for each in good if each.phase == "measured"]
+    measured = good.where(good.measured)
     if known := _from_replies(measured):
         return _with_rest(known, measured), "timings"
     means = _from_metrics(len(good), facts, cut_off)
-    if not (known := _split(means)) or not good:
+    if not (known := _split(means)) or not len(good):
         return None
     server = {"server_e2e": means["e2e"]} if "e2e" in means else {}
     return _with_rest(known, good) | server, "metrics"
 
 
-def _from_replies(measured: Sequence[RequestMetrics]) -> dict[str, float]:
+def _from_replies(measured: Requests) -> dict[str, float]:
     """The mean of each stage that the replies state; nothing unless every reply states some."""
-    told = [each.stages_ms for each in measured]
-    if not all(told):
+    told = ~np.isnan(measured.stages_ms)
+    if not told.any(axis=1).all():
         return {}
-    stated = [stage for stage in STAGES if any(stage in each for each in told)]
-    return {stage: float(np.mean([each.get(stage, 0.0) for each in told])) for stage in stated}
+    return {
+        stage: float(np.nan_to_num(measured.stages_ms[:, number]).mean())
+        for number, stage in enumerate(STAGES)
+        if told[:, number].any()
+    }
 
 
 def _from_metrics(good: int, facts: CellFacts, cut_off: int) -> dict[str, float]:
@@ -70,13 +71,13 @@ def _split(means: dict[str, float]) -> dict[str, float]:
     return found
 
 
-def _with_rest(known: dict[str, float], requests: Sequence[RequestMetrics]) -> dict[str, float]:
+def _with_rest(known: dict[str, float], requests: Requests) -> dict[str, float]:
     """``known`` between ``e2e`` and ``other``.
 
     A rest a little below 0 is noise, and 0. A server that accounts for much more time than the
     client saw is wrong about these requests: a rest far below 0 is left to show that.
     """
-    e2e_ms = float(np.mean([(each.last_ns or 0) / 1e6 for each in requests]))
+    e2e_ms = float(np.maximum(requests.last_ns, 0).mean() / 1e6)
     rest_ms = e2e_ms - sum(known.values())
     noise_ms = max(NOISE_MS, NOISE_SHARE * e2e_ms)
     return {"e2e": e2e_ms} | known | {"other": 0.0 if -noise_ms <= rest_ms < 0 else rest_ms}

@@ -8,12 +8,11 @@ are taken at the effective sample size: Kish, *Survey Sampling*, §8.2, with the
 """
 
 import math
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
@@ -106,15 +105,3 @@ def worth(hits: Reals | Ints, sizes: Ints) -> float:
     if variance * total <= independent:
         return float(total)
     return independent / variance
-
-
-def pooled(parts: Iterable[ArrayLike], size: int) -> Singles:
-    """The ``size`` values of all ``parts`` in ascending order, in the one array that this takes."""
-    pool = np.empty(size, dtype=np.float32)
-    filled = 0
-    for part in parts:
-        values = np.asarray(part)
-        pool[filled : filled + len(values)] = values
-        filled += len(values)
-    pool.sort()
-    return pool

@@ -16,6 +16,8 @@ import numpy as np
 
 from llmbench.measure.statistics import Floats, Ints
 
+Series = Sequence[float] | Floats
+
 BATCH = 5
 FEWEST_BATCHES = 8
 SPARED = 5
@@ -48,7 +50,7 @@ SURE_Z = 3.29
 FEWEST = 20
 
 
-def mser5(series: Sequence[float]) -> int | None:
+def mser5(series: Series) -> int | None:
     """How many values to leave out at the beginning of ``series``.
 
     ``None`` where there are too few, or where it never settles: where the best point lies in the
@@ -68,7 +70,7 @@ def mser5(series: Sequence[float]) -> int | None:
     return cut * BATCH if cut <= count / 2 else None
 
 
-def warmup_in(series: Sequence[float], known: int) -> int:
+def warmup_in(series: Series, known: int) -> int:
     """How many values of ``series``, in the order of time, to take as warm-up beside the first
     ``known``, which are."""
     cut = mser5(series)
@@ -96,7 +98,7 @@ def _differ(before: Floats, after: Floats) -> bool:
     return abs(float(np.median(before)) - middle) > SURE_Z * error
 
 
-def drift(values: Sequence[float]) -> float | None:
+def drift(values: Series) -> float | None:
     """The median of the second half over that of the first, where the two differ for sure.
 
     ``values`` are in the order of time. ``None`` where there is no drift, or too little to tell by.

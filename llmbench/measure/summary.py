@@ -1,7 +1,7 @@
 """RequestMetrics* → Cell: pool the raw figures of one cell. Nothing is averaged twice."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -14,8 +14,9 @@ from llmbench.measure.blocks import MS, block, census, gaps_block
 from llmbench.measure.cost import billed
 from llmbench.measure.energy import joules_per_token
 from llmbench.measure.goodput import goodput
-from llmbench.measure.latencies import add_latencies, latency_block
+from llmbench.measure.latencies import add_latencies, latency_block, shared_by, with_lost
 from llmbench.measure.rates import add_growth, add_rates, due_ns, window_of
+from llmbench.measure.requests import Requests, connects
 from llmbench.measure.ruler import from_evidence
 from llmbench.measure.settling import add_drift, without_warmup
 from llmbench.measure.stages import stages
@@ -27,7 +28,6 @@ from llmbench.records import (
     Counts,
     Load,
     Provenance,
-    RequestMetrics,
     Target,
 )
 
@@ -37,7 +37,7 @@ NO_LIMITS: Mapping[str, float] = MappingProxyType({})
 def summarize(
     target: Target,
     facts: CellFacts,
-    requests: Iterable[RequestMetrics],
+    requests: Requests,
     limits_ms: Mapping[str, float] = NO_LIMITS,
 ) -> Cell:
     """One row from the requests of one cell, of every phase; the verdict on it comes later.
@@ -45,25 +45,20 @@ def summarize(
     Latencies come from the measured requests; the throughput counts whatever arrived inside the
     window (see ``rates.window_of``). ``limits_ms`` are the objectives that goodput is held to.
     """
-    requests = list(requests)
     cell = empty_cell(target, facts)
     if facts.stored is not None and len(requests) != facts.stored:
         cell.reasons.append(
             f"evidence is missing: {len(requests)} of {facts.stored} requests are there"
         )
     requests = settled(cell, facts.load, requests)
-    measured = [each for each in requests if each.phase == "measured"]
     cell.energy_gpu_only = facts.energy
     cell.joules_per_token_gpu_only = joules_per_token(facts.energy, requests)
-    if measured:
-        _add_figures(cell, facts, requests, measured)
-        add_goodput(cell, measured, limits_ms)
+    if requests.measured.any():
+        _add_figures(cell, facts, requests, limits_ms)
     return cell
 
 
-def add_goodput(
-    cell: Cell, measured: Sequence[RequestMetrics], limits_ms: Mapping[str, float]
-) -> None:
+def add_goodput(cell: Cell, measured: Requests, limits_ms: Mapping[str, float]) -> None:
     """Which requests were worth their tokens, how many tokens all of them took, and how many were
     beyond each objective of a figure that is shown."""
     cell.goodput, cell.billed = goodput(cell, measured, limits_ms), billed(measured)
@@ -75,51 +70,54 @@ def add_goodput(
     cell.beyond = beyond(measured, shown) or None
 
 
-def settled(cell: Cell, load: Load, requests: list[RequestMetrics]) -> list[RequestMetrics]:
+def settled(cell: Cell, load: Load, requests: Requests) -> Requests:
     """``requests``, with what is still warm-up no longer measured where the load is constant."""
     if not _is_constant(load) or load.batch_size is not None:
         return requests
     return without_warmup(cell, requests, open_loop=bool(load.rate))
 
 
-def add_distributions(cell: Cell, facts: CellFacts, measured: Sequence[RequestMetrics]) -> None:
-    """What is pooled over the measured requests, of one run or of several."""
-    good = [each for each in measured if not each.failure]
+def add_distributions(cell: Cell, facts: CellFacts, measured: Requests, good: Requests) -> None:
+    """What is pooled over the measured requests, of one run or of several, in the order of time;
+    ``good`` are those of them that did not fail."""
     cell.requests = _count(measured)
     cell.ruler = from_evidence(good)
     _lengths(cell, facts, good)
     add_latencies(cell, measured)
-    _gaps(cell, good)
+    _gaps(cell, measured, good)
     if facts.load.rate:
-        _lateness(cell, [each for each in measured if each.failure in ("", "cancelled")])
+        _lateness(cell, measured.where(~measured.lost))
     cell.turns = turns(measured, lambda its: latency_block(cell, its, "ttft_s")[0])
     cell.barge_in = barge_in(measured)
     cell.tpot_by_length = tpot_by_length(good) if cell.tpot_ms is not None else None
 
 
 def _add_figures(
-    cell: Cell,
-    facts: CellFacts,
-    requests: Sequence[RequestMetrics],
-    measured: Sequence[RequestMetrics],
+    cell: Cell, facts: CellFacts, requests: Requests, limits_ms: Mapping[str, float]
 ) -> None:
-    load = facts.load
+    load, measured = facts.load, in_time(requests)
     window = window_of(measured, open_loop=bool(load.rate))
-    good = [each for each in measured if not each.failure]
+    good = measured.where(measured.good)
     _lengths(cell, facts, good)
     add_rates(cell, requests, window, open_loop=bool(load.rate))
     if load.rate:
         arrivals = due_ns(measured)
-        span_s = (max(arrivals) - min(arrivals)) / 1e9
+        span_s = float(arrivals.max() - arrivals.min()) / 1e9
         cell.arrivals_per_s = (len(arrivals) - 1) / span_s if span_s > 0 else None
         add_growth(cell, requests, window, constant=_is_constant(load))
-    add_distributions(cell, facts, measured)
-    every_good = [each for each in requests if not each.failure]
-    cut = sum(each.failure == "cancelled" for each in requests)
-    if told := stages(every_good, facts, cut):
+    add_distributions(cell, facts, measured, good)
+    if told := stages(requests.where(requests.good), facts, int(requests.cancelled.sum())):
         cell.stages_ms, cell.stages_source = told
     if _is_constant(load):
         add_drift(cell, good)
+    add_goodput(cell, measured, limits_ms)
+
+
+def in_time(requests: Requests) -> Requests:
+    """The measured ones of ``requests`` by their starts."""
+    measured = requests.where(requests.measured)
+    order = measured.in_order
+    return measured if (order[1:] > order[:-1]).all() else measured.at(order)
 
 
 def _is_constant(load: Load) -> bool:
@@ -165,42 +163,41 @@ def _arrivals_asked(load: Load) -> str | None:
     return load.arrivals or None
 
 
-def _count(measured: Sequence[RequestMetrics]) -> Counts:
-    kinds = Counter(each.failure for each in measured)
-    ok, cancelled = kinds.pop("", 0), kinds.pop("cancelled", 0)
+def _count(measured: Requests) -> Counts:
+    lost = measured.lost
+    failures = measured.failure[lost].tolist()
+    details: dict[str, str] = {}
+    for failure, detail in zip(failures, measured.detail[lost].tolist(), strict=True):
+        if detail:
+            details.setdefault(failure, detail)
     return Counts(
         sent=len(measured),
-        ok=ok,
-        failed=kinds.total(),
-        cancelled=cancelled,
-        failures=dict(kinds.most_common()),
-        details={
-            each.failure: each.detail
-            for each in reversed(measured)
-            if each.failure in kinds and each.detail
-        },
+        ok=int(measured.good.sum()),
+        failed=len(failures),
+        cancelled=int(measured.cancelled.sum()),
+        failures=dict(Counter(failures).most_common()),
+        details=details,
     )
 
 
-def _lateness(cell: Cell, measured: Sequence[RequestMetrics]) -> None:
+def _lateness(cell: Cell, sent: Requests) -> None:
     """How late the requests of an open loop were sent."""
-    queued_ms = np.array([each.queued_ns / 1e6 for each in measured])
-    late_ms = np.array([each.late_s * MS for each in measured])
-    cell.dispatch_lag_ms = census(late_ms - queued_ms)
+    queued_ms = sent.queued_ns / 1e6
+    cell.dispatch_lag_ms = census(sent.late_s * MS - queued_ms)
     cell.queue_wait_ms = block(queued_ms) if queued_ms.any() else None
 
 
-def _gaps(cell: Cell, good: Sequence[RequestMetrics]) -> None:
+def _gaps(cell: Cell, measured: Requests, good: Requests) -> None:
     icl = gap.chunk_gaps(good)
-    if not len(icl):
+    if not len(icl.values):
         return
-    ordered = icl.pooled()
+    ordered = np.sort(icl.values)
     cell.icl_ms = gaps_block(icl, ordered)
     cell.burst_index = gap.burst_index(ordered)
     cell.delayed_ack_share = gap.delayed_ack_share(ordered)
-    del ordered  # before the tokens' are pooled: either may be most of the memory
-    itl = gap.token_gaps(good, icl)
-    if itl.gaps is None or not len(itl.gaps):
+    del ordered  # before the tokens' are sorted: either may be most of the memory
+    itl = gap.token_gaps(good)
+    if itl.gaps is None or not len(itl.gaps.values):
         cell.notes.append(f"ITL not shown: {itl.why_not or 'one event a reply'}; ICL is")
     elif cell.burst_index > gap.BURSTY:
         cell.notes.append(
@@ -208,13 +205,17 @@ def _gaps(cell: Cell, good: Sequence[RequestMetrics]) -> None:
             "holds tokens back); ICL is"
         )
     else:
-        same = itl.gaps is icl
-        cell.itl_ms = replace(cell.icl_ms) if same else gaps_block(itl.gaps, itl.gaps.pooled())
-        cell.itl_request_mean_ms = block(itl.gaps.means() * MS, lost=cell.requests.failed)
+        gaps, same = itl.gaps, itl.gaps is icl
+        cell.itl_ms = replace(cell.icl_ms) if same else gaps_block(gaps, np.sort(gaps.values))
+        means_ms = np.full(len(measured), np.nan)
+        means_ms[measured.good] = gap.means(gaps) * MS
+        cell.itl_request_mean_ms = block(
+            with_lost(measured, means_ms, np.inf), shared_by(cell, measured)
+        )
         cell.itl_imputed_share = itl.imputed_share
 
 
-def _cached(cell: Cell, facts: CellFacts, good: Sequence[RequestMetrics]) -> None:
+def _cached(cell: Cell, facts: CellFacts, good: Requests) -> None:
     """What came from the server's cache: by the replies' own usage, else by its metrics, which
     count the requests of every phase."""
     share, server = cached_share(good), facts.server_cached
@@ -224,15 +225,15 @@ def _cached(cell: Cell, facts: CellFacts, good: Sequence[RequestMetrics]) -> Non
         cell.cached_share, cell.cached_share_source = server.hits / server.queries, "metrics"
 
 
-def _lengths(cell: Cell, facts: CellFacts, good: Sequence[RequestMetrics]) -> None:
+def _lengths(cell: Cell, facts: CellFacts, good: Requests) -> None:
     cell.measured_prompt_tokens = prompt_range(good)
-    cell.measured_output_tokens = range_of([each.tokens for each in good])
-    sources = Counter(each.token_source for each in good)
+    cell.measured_output_tokens = range_of(good.tokens)
+    sources = Counter(good.token_source.tolist())
     cell.token_source = sources.most_common(1)[0][0] if sources else None
-    events = sum(each.events for each in good)
-    cell.tokens_per_event = sum(each.tokens for each in good) / events if events else None
+    events = int(good.events.sum())
+    cell.tokens_per_event = int(good.tokens.sum()) / events if events else None
     _cached(cell, facts, good)
-    opened = [each.connect for each in good if each.connect is not None]
+    opened = connects(good)
     if opened:
         cell.connect_ms = {
             stage: block(np.array([getattr(each, f"{stage}_ns") / 1e6 for each in opened]))

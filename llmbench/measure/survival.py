@@ -33,12 +33,12 @@ class Curve(NamedTuple):
 
 class Sample(NamedTuple):
     """Latencies of which ``known`` were seen to their end, ``censored`` were cut off at these, and
-    ``lost`` more never end. ``unit`` of them share their fate."""
+    ``lost`` more never end. ``unit`` of them are worth one independent one."""
 
     known: Floats
     censored: Floats
     lost: int = 0
-    unit: int = 1
+    unit: float = 1.0
 
     @property
     def n(self) -> int:

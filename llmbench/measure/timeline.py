@@ -1,17 +1,19 @@
 """Trace → Timeline: what the bytes of a reply say, and when each of its events had arrived."""
 
 from array import array
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from itertools import pairwise
+from typing import Any, TypeVar
 
 from llmbench.apis import sse
 from llmbench.apis.chunks import MALFORMED, error_message
 from llmbench.measure.early import heard
 from llmbench.records import Event, Integers, Kind, Timeline, Trace, Usage
+
+_T = TypeVar("_T")
+_GENERATED, _ANSWER = Kind.GENERATED, Kind.ANSWER  # looked up for every event
 
 BARGE_IN = "barge-in"
 """How a reply finished that its user cut off."""
@@ -36,29 +38,31 @@ def decode(
     events = sse.parse(trace.body)
     if trace.cut_ns is not None:
         events = [event for event in events if event[0] <= len(heard(trace))]
-    read_of = np.searchsorted(_ints(reads.end), [end for end, _, _ in events]).tolist()
-    content, running = array("q"), array("q")  # the content events' reads; tokens so far
+    ends = reads.end
+    read_of = [bisect_left(ends, end) for end, _, _ in events]
+    content: list[int] = []  # the content events' reads
+    running = array("q")  # tokens so far, at each of them
     first_answer_ns = None
-    chars = seen = ids = 0
-    usage, timings, finish, error = Usage(), None, "", ""
-    for read, event in zip(read_of, decode_events(events), strict=True):
+    chars = seen = ids = counted = 0
+    said = decode_events(events)
+    for read, event in zip(read_of, said, strict=True):
         kind = event.kind
         seen |= kind
         if event.usage is not None:
-            usage = event.usage
+            counted = event.usage.completion_tokens or 0
         if event.tokens is not None:
             ids += event.tokens
-        if kind & Kind.GENERATED:
-            if first_answer_ns is None and kind & Kind.ANSWER:
+        if kind & _GENERATED:
+            if first_answer_ns is None and kind & _ANSWER:
                 first_answer_ns = reads.at_ns[read]
             content.append(read)
-            running.append(ids or usage.completion_tokens or 0)
+            running.append(ids or counted)
             chars += len(event.text)
-        timings = event.timings or timings
-        finish = event.finish or finish
-        error = error or event.error
-    at = _ints(content)
-    alone_or_last = np.append(at[1:] != at[:-1], True)[: len(at)]
+    usage = _first(event.usage for event in reversed(said)) or Usage()
+    finish = _first(event.finish for event in reversed(said)) or ""
+    timings = _first(event.timings for event in reversed(said)) or {}
+    error = (_first(event.error for event in said) or "") if seen & Kind.ERROR else ""
+    shares = [read == after for read, after in pairwise([*content, -1])]  # with a later event
     if trace.cut_ns is None:
         failure, detail = _failed(trace, seen, error)
     else:
@@ -66,18 +70,26 @@ def decode(
     return Timeline(
         first_event_ns=reads.at_ns[read_of[0]] if read_of else None,
         first_answer_ns=first_answer_ns,
-        at_ns=_column(_ints(reads.at_ns)[at]),
-        slack_ns=_column(np.where(alone_or_last, 0, _ints(reads.slack_ns)[at])),
-        lag_ns=_column(_ints(reads.lag_ns)[at]),
+        at_ns=_at(content, reads.at_ns),
+        slack_ns=array(
+            "q",
+            [reads.slack_ns[read] * its for read, its in zip(content, shares, strict=True)],
+        ),
+        lag_ns=_at(content, reads.lag_ns),
         running_tokens=running if _counts(running) else None,
         token_ids=ids or None,
         chars=chars,
         usage=usage,
         finish=finish,
-        stages_ms=_stages_ms(timings or {}),
+        stages_ms=_stages_ms(timings),
         failure=failure,
         detail=detail,
     )
+
+
+def _first(told: Iterator[_T]) -> _T | None:
+    """The first of ``told`` that says anything."""
+    return next((each for each in told if each), None)
 
 
 _STAGES = {
@@ -97,12 +109,8 @@ def _stages_ms(timings: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _ints(values: Sequence[int]) -> NDArray[np.int64]:
-    return np.asarray(values, dtype=np.int64)
-
-
-def _column(values: NDArray[np.int64]) -> Integers:
-    return array("q", values.tobytes())
+def _at(reads: Sequence[int], column: Integers) -> Integers:
+    return array("q", [column[read] for read in reads])
 
 
 def _counts(running: Integers) -> bool:

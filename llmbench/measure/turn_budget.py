@@ -172,8 +172,7 @@ def _waits_s(replies: Sequence[Spoken]) -> Floats:
 
 
 def _block(waits_s: Floats) -> Block:
-    known = np.isfinite(waits_s)
-    return block(waits_s[known] * MS, lost=int((~known).sum()))
+    return block(waits_s * MS)
 
 
 def _quantile_ms(ordered_s: Floats, p: float, n: int) -> float | None:

@@ -1,11 +1,14 @@
 """The requests of a cell apart by what they asked: by turn of their session, by length of reply."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmbench.measure.blocks import MS, block
-from llmbench.records import Block, LengthBin, Range, RequestMetrics, Turn
+from llmbench.measure.requests import UNKNOWN, Requests
+from llmbench.records import Block, LengthBin, Range, Turn
 
 BINS = 4
 FEWEST_IN_A_BIN = 6
@@ -13,18 +16,15 @@ UNLIKE = 1.2
 """Replies whose longest is not longer than this many times the shortest are of one length."""
 
 
-def turns(
-    measured: Sequence[RequestMetrics],
-    ttft_ms: Callable[[Sequence[RequestMetrics]], Block | None],
-) -> list[Turn] | None:
+def turns(measured: Requests, ttft_ms: Callable[[Requests], Block | None]) -> list[Turn] | None:
     """The measured requests by turn, where there is a second one."""
-    last = max((each.turn for each in measured), default=0)
+    last = int(measured.turn.max(initial=0))
     if not last:
         return None
     told = []
     for turn in range(last + 1):
-        its = [each for each in measured if each.turn == turn]
-        good = [each for each in its if not each.failure]
+        its = measured.where(measured.turn == turn)
+        good = its.where(its.good)
         latency = ttft_ms(its)
         if latency is not None:
             told.append(
@@ -38,33 +38,33 @@ def turns(
     return told
 
 
-def prompt_range(good: Sequence[RequestMetrics]) -> Range | None:
+def prompt_range(good: Requests) -> Range | None:
     """The prompt lengths that the server counted."""
-    return range_of([each.prompt_tokens for each in good if each.prompt_tokens is not None])
+    return range_of(good.prompt_tokens[good.prompt_tokens != UNKNOWN])
 
 
-def cached_share(good: Sequence[RequestMetrics]) -> float | None:
+def cached_share(good: Requests) -> float | None:
     """The share of the prompt tokens that came from a cache, where the server says."""
-    prompts = sum(each.prompt_tokens or 0 for each in good)
-    if not prompts or all(each.cached_tokens is None for each in good):
+    told = good.cached_tokens != UNKNOWN
+    prompts = int(good.prompt_tokens[good.prompt_tokens != UNKNOWN].sum())
+    return float(good.cached_tokens[told].sum()) / prompts if prompts and told.any() else None
+
+
+def range_of(counts: NDArray[np.integer[Any]]) -> Range | None:
+    if not len(counts):
         return None
-    return sum(each.cached_tokens or 0 for each in good) / prompts
+    ordered = np.sort(counts)
+    return Range(int(ordered[0]), int(ordered[(len(ordered) - 1) // 2]), int(ordered[-1]))
 
 
-def range_of(counts: Sequence[int]) -> Range | None:
-    if not counts:
-        return None
-    ordered = sorted(counts)
-    return Range(ordered[0], ordered[(len(ordered) - 1) // 2], ordered[-1])
-
-
-def tpot_by_length(good: Sequence[RequestMetrics]) -> list[LengthBin] | None:
+def tpot_by_length(good: Requests) -> list[LengthBin] | None:
     """TPOT by the length of the reply: bins between the quartiles of the lengths, each of six
     replies or more, equal lengths in one bin. ``None`` where that makes but one."""
-    told = sorted((each.tokens, each.tpot_s) for each in good if each.tpot_s is not None)
-    if not told or told[-1][0] <= UNLIKE * told[0][0]:
+    told = np.flatnonzero(~np.isnan(good.tpot_s))
+    told = told[np.argsort(good.tokens[told], kind="stable")]
+    lengths = good.tokens[told]
+    if not len(told) or lengths[-1] <= UNLIKE * lengths[0]:
         return None
-    lengths = np.array([length for length, _ in told])
     starts = [0]
     for number in range(1, BINS):
         start = int(np.searchsorted(lengths, lengths[number * len(told) // BINS], side="left"))
@@ -74,8 +74,8 @@ def tpot_by_length(good: Sequence[RequestMetrics]) -> list[LengthBin] | None:
         return None
     bins = []
     for start, stop in zip(starts, [*starts[1:], len(told)], strict=True):
-        span = range_of([length for length, _ in told[start:stop]])
+        span = range_of(lengths[start:stop])
         assert span is not None
-        values = np.array([tpot_s for _, tpot_s in told[start:stop]])
-        bins.append(LengthBin(output_tokens=span, tpot_ms=block(values * MS)))
+        in_order = np.sort(told[start:stop])
+        bins.append(LengthBin(output_tokens=span, tpot_ms=block(good.tpot_s[in_order] * MS)))
     return bins

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from llmbench.measure.stages import STAGES
+from llmbench.measure.requests import STAGES
 from llmbench.records import Cell
 from llmbench.report.columns import NOT_MEASURED, Column, figure, load_columns
 from llmbench.report.notes import places
