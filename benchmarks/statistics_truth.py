@@ -13,6 +13,7 @@ Latencies are lognormal with σ = 0.3. Everything is drawn from fixed seeds. Nee
 
 import argparse
 import math
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from multiprocessing import Pool
@@ -24,10 +25,11 @@ from scipy.stats import norm
 from tabulate import tabulate
 
 from llmbench.measure import statistics as stats
-from llmbench.measure.autocorrelation import effective_n
+from llmbench.measure.blocks import block
 from llmbench.measure.claims import decide
 from llmbench.measure.compare import HEADLINE, Result, compare_cells
 from llmbench.measure.likeness import Side, Stored
+from llmbench.measure.requests import Requests
 from llmbench.measure.statistics import Floats
 from llmbench.records import Block, Cell, CellFacts, Counts, Load, RequestMetrics
 
@@ -77,7 +79,7 @@ def coverage(repeat: Callable[..., list[object]]) -> None:
 
 class Held(NamedTuple):
     """How much a sample was worth, and whether the intervals hold the truth: the one of n
-    independent values, and ours, which may not be there."""
+    independent values, and that of a cell, which may not be there."""
 
     worth: float
     naive: bool
@@ -87,12 +89,13 @@ class Held(NamedTuple):
 def _held(p: float, phi: float, n: int, seed: int) -> Held:
     rng, truth = np.random.default_rng([1, seed]), float(norm.ppf(p))
     values = autoregressive(rng, n, phi)
-    ordered = np.sort(values)
-    worth = effective_n(values, stats.quantile(ordered, p))
-    naive, ours = (stats.interval(ordered, p, size) for size in (n, worth))
+    told, name = block(np.exp(SIGMA * values)), f"p{100 * p:.0f}"
+    truth = math.exp(SIGMA * truth)
+    naive = stats.interval(np.sort(np.exp(SIGMA * values)), p, n)
+    ours = told.ci95.get(name)
     assert naive is not None
     return Held(
-        worth,
+        told.worth.get(name, n),
         naive[0] <= truth <= naive[1],
         None if ours is None else ours[0] <= truth <= ours[1],
     )
@@ -257,10 +260,10 @@ def cell(
         otps=n * TOKENS / sent_s,
         window_s=sent_s,
     )
-    return Stored(FACTS, row, requests)
+    return Stored(FACTS, row, Requests.of(requests))
 
 
-_NO_LAG = np.zeros(0, np.float16)
+_NO_LAG = array("f")
 
 
 def _request(sent_s: float, first_s: float, gap_s: float) -> RequestMetrics:
@@ -277,7 +280,7 @@ def _request(sent_s: float, first_s: float, gap_s: float) -> RequestMetrics:
         events=TOKENS,
         first_ns=round(first_s * 1e9),
         last_ns=round(end_s * 1e9),
-        gaps_s=np.full(TOKENS - 1, gap_s, np.float32),
+        gaps_s=array("f", [gap_s] * (TOKENS - 1)),
         counted=True,
         lag_ms=_NO_LAG,
         stamps="kernel",

@@ -524,7 +524,8 @@ class Block(Struct, kw_only=True):
     Quantiles count a failed request as +∞, and one that was cut off as at least as slow as it was
     seen to be; ``mean``, ``min`` and ``max`` are of what is known. ``ci95`` holds the 95% interval
     of each quantile that is shown. ``p1`` and ``p5`` exist where the slow side of a distribution
-    is its low one.
+    is its low one. ``worth`` is how many independent samples the ``n`` are worth at each quantile,
+    shown or not, where that is fewer.
     """
 
     n: int
@@ -538,6 +539,7 @@ class Block(Struct, kw_only=True):
     p99: float | None = None
     max: float | None = None
     ci95: dict[str, tuple[float, float]] = field(default_factory=dict)
+    worth: dict[str, float] = field(default_factory=dict)
 
 
 class Counts(Struct, kw_only=True):

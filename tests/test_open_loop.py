@@ -284,9 +284,9 @@ def test_what_a_stall_costs_users_shows_from_due_times(
         os.kill(server.pid, signal.SIGCONT)
         (cell,) = run_llmbench.end(process).cells
         assert cell["requests"]["failed"] == 0
-        p90: float = cell["ttft_ms"]["p90"]
+        mean: float = cell["ttft_ms"]["mean"]  # one stall says nothing sure of a percentile
         server.reset()
-        return p90
+        return mean
 
     closed = measure("--concurrency", 1, "--requests", 300)
     open_ = measure("--request-rate", 60, "--requests", 300, "--warmup", 5)

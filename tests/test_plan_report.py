@@ -33,17 +33,17 @@ def test_a_row_a_cell_and_what_they_come_to() -> None:
         prompt_tokens=[20],
         output_tokens=20,
     )
-    # A reply takes 0.5 s + 20 × 25 ms = 1 s. With one stream 1 + 72 replies follow each other;
-    # 64 streams take 64 for the warm-up, and twice as many after it: three rounds.
+    # A reply takes 0.5 s + 20 × 25 ms = 1 s. With one stream 1 + 144 replies follow each other;
+    # 64 streams take 64 for the warm-up, and 144 after it: four rounds.
     assert table == [
         ["target", "client", "conc.", "prompt", "output", "requests", "about"],
-        ["007", "wire", "1", "20", "20", "72 + 1", "73 s"],
-        ["007", "wire", "64", "20", "20", "128 + 64", "3 s"],
-        ["1e3", "wire", "1", "20", "20", "72 + 1", "73 s"],
-        ["1e3", "wire", "64", "20", "20", "128 + 64", "3 s"],
+        ["007", "wire", "1", "20", "20", "144 + 1", "2 min"],
+        ["007", "wire", "64", "20", "20", "144 + 64", "4 s"],
+        ["1e3", "wire", "1", "20", "20", "144 + 1", "2 min"],
+        ["1e3", "wire", "64", "20", "20", "144 + 64", "4 s"],
     ]
     assert below == [
-        "4 cells, 530 requests with warm-up, about 3 min",  # 2 × (73 + 192); 152 s
+        "4 cells, 706 requests with warm-up, about 5 min",  # 2 × (145 + 208); 298 s
         "guessed with 0.5 s to the first token and 25 ms a token; a slow engine takes longer",
     ]
 
@@ -90,8 +90,8 @@ def test_cells_by_time() -> None:
 def test_static_batches() -> None:
     table, below = planned(target=["onnx:d"], batch_size=[5], output_tokens=20)
     assert table[0][2] == "batch"
-    assert table[1] == ["onnx d", "engine", "5", "128", "20", "75 + 5", "16 s"]
-    assert below[0] == "1 cell, 80 requests with warm-up, about 46 s"
+    assert table[1] == ["onnx d", "engine", "5", "128", "20", "145 + 5", "30 s"]
+    assert below[0] == "1 cell, 150 requests with warm-up, about 60 s"
 
 
 @pytest.mark.parametrize(

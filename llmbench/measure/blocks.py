@@ -1,5 +1,6 @@
 """Figures → Block: a distribution in a few numbers, each with what its sample can carry."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -63,7 +64,10 @@ def block(in_order: Floats, shared: Shared = ALONE, *, slow_side_low: bool = Fal
             setattr(result, name, None)
             continue
         value = stats.quantile(ordered, p)
-        bounds = stats.interval(ordered, p, worth(value))
+        effective = worth(value)
+        bounds = stats.interval(ordered, p, effective)
+        if effective < len(ordered):
+            result.worth[name] = effective
         setattr(result, name, value if bounds is not None else None)
         if bounds is not None:
             result.ci95[name] = bounds
@@ -89,7 +93,10 @@ def gaps_block(gaps: Ragged, ordered: Reals) -> Block:
     result.min, result.max = float(ordered[0]) * MS, float(ordered[-1]) * MS
     for name, p in QUANTILES.items():
         value = stats.quantile(ordered, p)
-        bounds = stats.interval(ordered, p, stats.worth(at_most(gaps, value), gaps.sizes))
+        effective = stats.worth(at_most(gaps, value), gaps.sizes)
+        bounds = stats.interval(ordered, p, effective)
+        if effective < len(ordered):
+            result.worth[name] = effective
         if bounds is not None:
             setattr(result, name, value * MS)
             result.ci95[name] = bounds[0] * MS, bounds[1] * MS
@@ -104,6 +111,8 @@ def censored_block(sample: Sample) -> tuple[Block, str]:
     beyond = ""
     for name, p in QUANTILES.items():
         value, bounds = survival.quantile(sample, curve, p)
+        if sample.unit > 1:
+            result.worth[name] = sample.n / sample.unit
         setattr(result, name, value)
         if bounds is not None:
             result.ci95[name] = bounds
@@ -140,3 +149,16 @@ def _of_known(values: Floats, n: int) -> Block:
         result.mean = float(values.mean())
         result.min, result.max = float(values.min()), float(values.max())
     return result
+
+
+def needs(block: Block, name: str) -> int | None:
+    """How many more requests quantile ``name`` takes, if they depend on each other as these do.
+    ``None`` where it is shown, or where more would not help: it lies beyond what was seen before a
+    cut."""
+    if getattr(block, name) is not None or not block.n:
+        return None
+    times = block.n / block.worth.get(name, block.n)
+    missing = math.ceil(stats.fewest(QUANTILES[name]) * times - 1e-9) - block.n
+    if missing <= 0:
+        return None
+    return missing if times == 1 else stats.rounded(missing)

@@ -14,6 +14,7 @@ from llmbench.measure.compare import (
     Z,
     student,
 )
+from llmbench.measure.statistics import rounded
 
 ALPHA = 0.04
 """The level of Holm's test. The bootstrap is a little too sure of small samples: at 4% no more than
@@ -99,12 +100,6 @@ def _more_runs(times: float, a: int, b: int) -> int:
     while runs < MOST_RUNS and student(p, 2 * runs - 2) / math.sqrt(runs) > now / times:
         runs += 1
     return runs - max(a, b)
-
-
-def rounded(count: float) -> int:
-    """``count`` up to two significant digits."""
-    unit = 10.0 ** max(math.floor(math.log10(max(count, 1.0))) - 1, 0)
-    return int(math.ceil(count / unit - 1e-9) * unit)
 
 
 def span(ratio: Interval) -> str:

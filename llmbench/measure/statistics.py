@@ -105,3 +105,9 @@ def worth(hits: Reals | Ints, sizes: Ints) -> float:
     if variance * total <= independent:
         return float(total)
     return independent / variance
+
+
+def rounded(count: float) -> int:
+    """``count`` up to two significant digits."""
+    unit = 10.0 ** max(math.floor(math.log10(max(count, 1.0))) - 1, 0)
+    return int(math.ceil(count / unit - 1e-9) * unit)

@@ -1,7 +1,10 @@
 """What stands below the table: why a cell is not shown, and what a reader should know."""
 
+import math
 from collections.abc import Iterable, Sequence
 
+from llmbench.measure.blocks import QUANTILES, needs
+from llmbench.measure.statistics import fewest
 from llmbench.records import Cell
 from llmbench.report.columns import BASE, RULER, constant_prompt, ruler_error_ms
 from llmbench.report.comparison import several_targets
@@ -49,9 +52,27 @@ def _of_cell(cell: Cell) -> Iterable[str]:
         words = cell.requests.details.get(kind)
         yield f"failed: {count} × {kind}" + (f" ({words})" if words else "")
     yield from cell.notes
+    yield from _dependent(cell)
     for name, objective in (cell.slo or {}).items():
         fate = {True: "met", False: "missed", None: "not known"}[objective.met]
         yield f"SLO {fate}: {name} ≤ {objective.limit_ms:g} ms"
+
+
+def _dependent(cell: Cell) -> Iterable[str]:
+    """Why a percentile of TTFT is a dash, for all that there were requests enough."""
+    block = cell.ttft_ms
+    if block is None or cell.verdict == "invalid":
+        return
+    for name in ("p50", "p95"):
+        more = needs(block, name)
+        if more is None or block.n < fewest(QUANTILES[name]):
+            continue
+        worth = math.floor(block.worth[name])
+        yield (
+            f"TTFT {name} needs ~{more:,} more requests: slow ones come together, so {block.n} say "
+            f"as much as {worth} apart; they took {block.min:,.4g} to {block.max:,.4g} ms"
+        )
+        return
 
 
 def places(about: Sequence[Cell], cells: Sequence[Cell]) -> str:
@@ -121,7 +142,7 @@ def _legend(cells: Sequence[Cell], left_out: Sequence[str]) -> list[str]:
         )
     if any(_too_small(cell) for cell in cells):
         lines.append(
-            "—: not shown, or too few samples (p95 needs 72 requests; p99 368 independent ones)"
+            "—: not shown, or too few independent samples (p95 needs 72, p99 368; report --why)"
         )
     if "failed" in left_out:
         lines.append("no request failed")

@@ -2,23 +2,12 @@
 
 from collections.abc import Sequence
 
-from llmbench.measure.blocks import QUANTILES
-from llmbench.measure.statistics import fewest
-from llmbench.records import Block, Cell
+from llmbench.measure.blocks import QUANTILES, needs
+from llmbench.records import Cell
 from llmbench.report.notes import places
 from llmbench.report.table import wrapped
 
 OF_REQUESTS = ("ttft", "tpot", "e2e")
-
-
-def needs(block: Block, name: str, batch: int = 1) -> int | None:
-    """How many more requests quantile ``name`` takes, if they do not depend on each other but for
-    those of one static ``batch``. ``None`` where it is shown, or where more would not help: it lies
-    beyond what was seen before a cut."""
-    if getattr(block, name) is not None or not block.n:
-        return None
-    missing = fewest(QUANTILES[name]) * batch - block.n
-    return missing if missing > 0 else None
 
 
 def render_why(cells: Sequence[Cell]) -> str:
@@ -36,7 +25,7 @@ def _told(cell: Cell) -> list[str]:
         if block is None:
             continue
         for name in QUANTILES:
-            if (more := needs(block, name, cell.batch_size or 1)) is not None:
+            if (more := needs(block, name)) is not None:
                 missing.setdefault((name, more), []).append(metric.upper())
     told = [
         f"{name} of {', '.join(metrics)} needs {more:,} more requests"
