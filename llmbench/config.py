@@ -26,7 +26,7 @@ Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]  # infinity has no JSON form
 SOME = Meta(min_length=1)
 
-FEWEST_REQUESTS = 144
+FEWEST_REQUESTS = 192
 OPEN_LOOP_S = 30.0
 OPEN_LOOP_WARMUP_S = 2.0
 OPEN_LOOP_GRACE_S = 30.0
@@ -205,7 +205,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         )
 
     def _requests(self, at_once: int) -> int:
-        """Twice the 72 that a p95 needs, since requests depend on each other; whole batches."""
+        """The 72 that a p95 needs, and more, for requests depend on each other; whole batches."""
         requests = self.requests or max(FEWEST_REQUESTS, 2 * at_once) * self._looks()
         return -(-requests // at_once) * at_once if self.batch_size else requests
 

@@ -100,7 +100,7 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
     )
     flag(
         "--requests",
-        "measured requests a cell (default: 144, or two a stream)",
+        "measured requests a cell (default: 192, or two a stream)",
         type=whole,
         metavar="N",
     )
@@ -282,7 +282,7 @@ def _calibrate_flags(parser: argparse.ArgumentParser) -> None:
         type=whole,
         default=None,
         metavar="N",
-        help="measured requests a load (default: 144, or two a stream)",
+        help="measured requests a load (default: 192, or two a stream)",
     )
     parser.add_argument("--format", choices=("table", "json"), default="table")
 

@@ -103,16 +103,16 @@ def load_of(concurrency: int, length: int, output: int, requests: int, **fields:
 
 def test_the_default_loads_of_a_server() -> None:
     assert load_sweep({"target": ["http://h"], "concurrency": [1, 8, 64]}).loads() == [
-        load_of(1, 128, 128, 144),
-        load_of(8, 128, 128, 144),
-        load_of(64, 128, 128, 144),
+        load_of(1, 128, 128, 192),
+        load_of(8, 128, 128, 192),
+        load_of(64, 128, 128, 192),
     ]
 
 
 def test_the_default_loads_of_the_embedded_engine_are_short() -> None:
-    assert load_sweep({"concurrency": [2]}).loads() == [load_of(2, 64, 16, 144)]
+    assert load_sweep({"concurrency": [2]}).loads() == [load_of(2, 64, 16, 192)]
     both = load_sweep({"concurrency": [2], "target": ["llamacpp:", "http://h"]})
-    assert both.loads() == [load_of(2, 128, 128, 144)]
+    assert both.loads() == [load_of(2, 128, 128, 192)]
 
 
 def test_loads_as_they_are_told() -> None:
@@ -126,10 +126,10 @@ def test_loads_as_they_are_told() -> None:
     }
     told = {"duration_s": 2.5, "warmup": 0}
     assert load_sweep(flags).loads() == [
-        load_of(4, 9, 7, 144, **told),
-        load_of(2, 9, 7, 144, **told),
-        load_of(4, 5, 7, 144, **told),
-        load_of(2, 5, 7, 144, **told),
+        load_of(4, 9, 7, 192, **told),
+        load_of(2, 9, 7, 192, **told),
+        load_of(4, 5, 7, 192, **told),
+        load_of(2, 5, 7, 192, **told),
     ]
     few = load_sweep({"target": ["http://h"], "concurrency": [64], "requests": 5})
     assert few.loads() == [load_of(64, 128, 128, 5)]
@@ -288,16 +288,16 @@ def test_concurrency_and_batch_size_exclude_each_other(toml: Any) -> None:
     assert refusal(one, path) == f"{path}: concurrency and batch_size: give one of the two"
     assert load_sweep(one | {"concurrency": [2]}, toml("batch_size = 4")).batch_size is None
     assert load_sweep(one | {"batch_size": [4]}, toml("concurrency = 2")).loads() == [
-        load_of(4, 128, 128, 144, batch_size=4)
+        load_of(4, 128, 128, 192, batch_size=4)
     ]
 
 
 def test_static_batches_are_whole() -> None:
     flags = {"target": ["onnx:d"], "output_tokens": 9, "prompt_tokens": [5]}
     assert load_sweep(flags | {"batch_size": [1, 5, 64]}).loads() == [
-        load_of(1, 5, 9, 144, batch_size=1),
-        load_of(5, 5, 9, 145, batch_size=5),
-        load_of(64, 5, 9, 128, batch_size=64),
+        load_of(1, 5, 9, 192, batch_size=1),
+        load_of(5, 5, 9, 195, batch_size=5),
+        load_of(64, 5, 9, 192, batch_size=64),
     ]
     told = {"batch_size": [8], "requests": 17, "warmup": 9}
     assert load_sweep(flags | told).loads() == [load_of(8, 5, 9, 24, batch_size=8, warmup=16)]

@@ -33,17 +33,17 @@ def test_a_row_a_cell_and_what_they_come_to() -> None:
         prompt_tokens=[20],
         output_tokens=20,
     )
-    # A reply takes 0.5 s + 20 × 25 ms = 1 s. With one stream 1 + 144 replies follow each other;
-    # 64 streams take 64 for the warm-up, and 144 after it: four rounds.
+    # A reply takes 0.5 s + 20 × 25 ms = 1 s. With one stream 1 + 192 replies follow each other;
+    # 64 streams take 64 for the warm-up, and three times as many after it: four rounds.
     assert table == [
         ["target", "client", "conc.", "prompt", "output", "requests", "about"],
-        ["007", "wire", "1", "20", "20", "144 + 1", "2 min"],
-        ["007", "wire", "64", "20", "20", "144 + 64", "4 s"],
-        ["1e3", "wire", "1", "20", "20", "144 + 1", "2 min"],
-        ["1e3", "wire", "64", "20", "20", "144 + 64", "4 s"],
+        ["007", "wire", "1", "20", "20", "192 + 1", "3 min"],
+        ["007", "wire", "64", "20", "20", "192 + 64", "4 s"],
+        ["1e3", "wire", "1", "20", "20", "192 + 1", "3 min"],
+        ["1e3", "wire", "64", "20", "20", "192 + 64", "4 s"],
     ]
     assert below == [
-        "4 cells, 706 requests with warm-up, about 5 min",  # 2 × (145 + 208); 298 s
+        "4 cells, 898 requests with warm-up, about 7 min",  # 2 × (193 + 256); 394 s
         "guessed with 0.5 s to the first token and 25 ms a token; a slow engine takes longer",
     ]
 
@@ -90,8 +90,8 @@ def test_cells_by_time() -> None:
 def test_static_batches() -> None:
     table, below = planned(target=["onnx:d"], batch_size=[5], output_tokens=20)
     assert table[0][2] == "batch"
-    assert table[1] == ["onnx d", "engine", "5", "128", "20", "145 + 5", "30 s"]
-    assert below[0] == "1 cell, 150 requests with warm-up, about 60 s"
+    assert table[1] == ["onnx d", "engine", "5", "128", "20", "195 + 5", "40 s"]
+    assert below[0] == "1 cell, 200 requests with warm-up, about 70 s"
 
 
 @pytest.mark.parametrize(
