@@ -23,6 +23,8 @@ from llmbench.store import RunDirectory, lines_in
 SPAN_BYTES = 8 << 20
 """Some fourteen hundred replies of 16 tokens: a tenth of a second of work, and little to hold."""
 
+PARTS = 64
+
 LONG_BYTES = 64 << 20
 """A file that is not longer is read sooner than other processes have started."""
 
@@ -44,7 +46,16 @@ def requests_by_cell(directory: RunDirectory) -> Iterator[tuple[int, Requests]]:
     apis = {facts.cell: run.targets[facts.target].api for facts in run.cells}
     found = measure_file(path, apis, cores())
     for number, its in groupby(found, key=lambda each: each[0]):
-        yield number, Requests.joined([part for _, part in its])
+        yield number, _joined(part for _, part in its)
+
+
+def _joined(parts: Iterator[Requests]) -> Requests:
+    """All of ``parts``, by way of larger ones: what many small arrays leave behind, when they are
+    freed, is memory that the large ones cannot have."""
+    larger = []
+    while some := list(islice(parts, PARTS)):
+        larger.append(Requests.joined(some))
+    return Requests.joined(larger)
 
 
 def measure_file(

@@ -71,6 +71,12 @@ def test_parts_of_the_table_are_tables_of_the_parts(
     alike(table.at(np.array(order, dtype=np.int64)), [rows[number] for number in order])
 
 
+def test_a_table_is_in_the_order_of_starts() -> None:
+    late, early = (measured((10, said()), (20, said()), sent_ns=ns) for ns in (900, 100))
+    alike(Requests.of([late, early]), [early, late])
+    alike(Requests.joined([Requests.of([late]), Requests.of([early])]), [early, late])
+
+
 def test_more_rows_than_are_packed_at_once() -> None:
     rows = [ROWS[number % len(ROWS)] for number in range(PACKED + 5)]
     alike(Requests.of(iter(rows)), rows)
@@ -143,7 +149,8 @@ def test_processes_find_what_one_would(tmp_path: Path, monkeypatch: pytest.Monke
     rows = [measure(each, decode(each, events)) for each in traces]
     found = list(measure_file(path, {0: "chat", 2: "chat"}, processes=2, size=100))
     assert [number for number, _ in found] == [0, 0, 0, 0, 2, 2]
-    alike(Requests.joined([part for _, part in found]), rows)
+    alike(Requests.joined([part for number, part in found if number == 0]), rows[:4])
+    alike(Requests.joined([part for number, part in found if number == 2]), rows[4:])
 
 
 def test_each_cell_comes_once(tmp_path: Path) -> None:

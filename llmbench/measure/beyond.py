@@ -36,9 +36,8 @@ def beyond(measured: Requests, limits_ms: Mapping[str, float]) -> dict[str, Beyo
 def _requests_beyond(
     measured: Requests, metric: str, limit_s: float
 ) -> tuple[float, int, float] | None:
-    seconds = latencies_s(measured, metric)[measured.in_order]
-    cut = measured.cancelled[measured.in_order]
-    in_order = seconds[np.where(cut, seconds > limit_s, ~np.isnan(seconds))]
+    seconds = latencies_s(measured, metric)
+    in_order = seconds[np.where(measured.cancelled, seconds > limit_s, ~np.isnan(seconds))]
     if not len(in_order):
         return None
     share = float(np.mean(in_order > limit_s))

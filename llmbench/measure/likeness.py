@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from llmbench.measure.requests import Requests
 from llmbench.records import Cell, CellFacts, Load, Range
 
@@ -35,7 +37,7 @@ class Side(NamedTuple):
         """Each run's cell with the requests that its figures are of, in the order of time."""
         for _, cell, requests in self.stored:
             its = requests.where(requests.measured)
-            yield cell, its.at(its.in_order[cell.warmup_removed :])
+            yield cell, its.where(np.arange(len(its)) >= cell.warmup_removed)
 
 
 Key = Callable[[Stored], object]

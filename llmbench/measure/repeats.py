@@ -11,7 +11,6 @@ from llmbench.measure.summary import (
     add_distributions,
     add_goodput,
     empty_cell,
-    in_time,
     settled,
 )
 from llmbench.records import Cell, CellFacts, Repeats, Target
@@ -28,7 +27,7 @@ def pool(target: Target, runs: Sequence[Run], limits_ms: Mapping[str, float] = N
     row = empty_cell(target, facts)
     kept = Requests.joined(
         [
-            _of_run(number, in_time(settled(empty_cell(target, its), its.load, requests)))
+            _of_run(number, settled(empty_cell(target, its), its.load, requests))
             for number, (its, _, requests) in enumerate(runs)
         ]
     )
@@ -50,7 +49,9 @@ def pool(target: Target, runs: Sequence[Run], limits_ms: Mapping[str, float] = N
 
 
 def _of_run(number: int, requests: Requests) -> Requests:
-    return requests.but(run=np.full(len(requests), number, dtype=np.int32))
+    """The measured ones of a run's ``requests``, with its number."""
+    measured = requests.where(requests.measured)
+    return measured.but(run=np.full(len(measured), number, dtype=np.int32))
 
 
 def _shared_notes(cells: Sequence[Cell]) -> list[str]:

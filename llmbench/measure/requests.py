@@ -7,6 +7,7 @@ What is unknown is NaN in a column of floats and ``UNKNOWN`` in one of whole num
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,9 @@ Counts = NDArray[np.int32]
 Column = NDArray[Any]
 
 MOST_SMALL = 127
+AT_ONCE = 1 << 16
+"""Rows whose values are looked up at a time: their places take more memory than they do."""
+
 PACKED = 1024
 """Rows that are held as objects while they are packed."""
 
@@ -71,9 +75,15 @@ class Ragged(NamedTuple):
 
     def at(self, rows: Ints) -> "Ragged":
         """Those of ``rows``, in this order."""
-        sizes = self.sizes[rows]
-        shifts = self.starts[rows] - (np.cumsum(sizes) - sizes)
-        return Ragged(self.values[np.repeat(shifts, sizes) + np.arange(sizes.sum())], sizes)
+        sizes, starts = self.sizes[rows], self.starts[rows]
+        values, done = np.empty(int(sizes.sum()), self.values.dtype), 0
+        for some in range(0, len(rows), AT_ONCE):
+            its = sizes[some : some + AT_ONCE]
+            shifts = starts[some : some + AT_ONCE] - (np.cumsum(its) - its)
+            places = np.repeat(shifts, its) + np.arange(its.sum())
+            values[done : done + len(places)] = self.values[places]
+            done += len(places)
+        return Ragged(values, sizes)
 
     def where(self, kept: Mask) -> "Ragged":
         """The values that are ``kept``; the rows stay."""
@@ -86,7 +96,7 @@ class Ragged(NamedTuple):
 
 
 class Requests:
-    """Requests in columns; ``RequestMetrics`` says what each means.
+    """Requests in columns, in the order of their starts; ``RequestMetrics`` says what each means.
 
     ``phase`` is an index into ``PHASES``, ``due`` says whether it was due at ``start_ns`` or sent
     then, and ``stages_ms`` has a column for each of ``STAGES``. ``gaps_s`` and ``lag_ms`` are
@@ -154,14 +164,17 @@ class Requests:
         """The table of ``rows``, of which only some are held at a time."""
         rest, parts = iter(rows), []
         while some := list(islice(rest, PACKED)):
+            some.sort(key=attrgetter("start_ns"))
             parts.append(_packed(some))
         return cls.joined(parts or [_packed([])])
 
     @classmethod
     def joined(cls, parts: "Sequence[Requests]") -> "Requests":
-        """``parts`` end to end. They are emptied on the way, so that nothing is held twice."""
+        """The requests of all ``parts``, which are emptied on the way: nothing is held twice."""
         if len(parts) == 1:
             return parts[0]
+        starts_ns = np.concatenate([part.start_ns for part in parts])
+        order = np.argsort(starts_ns, kind="stable")
         columns: dict[str, Any] = {}
         sizes = [(part.events, part.gaps_s.sizes) for part in parts]
         for name in _COLUMNS:
@@ -172,7 +185,7 @@ class Requests:
                     each or _plain(*size, of_event=of_event)
                     for each, size in zip(its, sizes, strict=True)
                 ]
-            columns[name] = _end_to_end(its)
+            columns[name] = _at(_end_to_end(its), order)
         return cls(columns)
 
     def where(self, rows: Mask) -> "Requests":
@@ -212,11 +225,6 @@ class Requests:
     def late_s(self) -> Floats:
         """How long after its start each was sent; negative where it was early."""
         return np.asarray((self.sent_ns - self.start_ns) / 1e9)
-
-    @property
-    def in_order(self) -> Ints:
-        """The numbers of the requests by their starts."""
-        return np.argsort(self.start_ns, kind="stable")
 
 
 _COLUMNS = tuple(Requests.__annotations__)

@@ -95,7 +95,7 @@ def add_distributions(cell: Cell, facts: CellFacts, measured: Requests, good: Re
 def _add_figures(
     cell: Cell, facts: CellFacts, requests: Requests, limits_ms: Mapping[str, float]
 ) -> None:
-    load, measured = facts.load, in_time(requests)
+    load, measured = facts.load, requests.where(requests.measured)
     window = window_of(measured, open_loop=bool(load.rate))
     good = measured.where(measured.good)
     _lengths(cell, facts, good)
@@ -111,13 +111,6 @@ def _add_figures(
     if _is_constant(load):
         add_drift(cell, good)
     add_goodput(cell, measured, limits_ms)
-
-
-def in_time(requests: Requests) -> Requests:
-    """The measured ones of ``requests`` by their starts."""
-    measured = requests.where(requests.measured)
-    order = measured.in_order
-    return measured if (order[1:] > order[:-1]).all() else measured.at(order)
 
 
 def _is_constant(load: Load) -> bool:
