@@ -18,11 +18,11 @@ from llmbench.compare import add_flags, run
 from llmbench.config import Sweep
 from llmbench.errors import UserError
 from llmbench.measure.claims import decide, holm, rounded, span, verdict
-from llmbench.measure.compare import Estimate, Result, compare_cells, resampled, student
+from llmbench.measure.compare import Estimate, Result, compare_cells, resampled
 from llmbench.measure.likeness import Side, Stored, differences, matched
 from llmbench.measure.metrics import measure
 from llmbench.measure.requests import Requests
-from llmbench.measure.statistics import Floats
+from llmbench.measure.statistics import Floats, student
 from llmbench.measure.summary import summarize
 from llmbench.measure.timeline import decode
 from llmbench.records import CellFacts, Content, Load, Range, Target, Trace

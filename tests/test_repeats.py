@@ -75,6 +75,9 @@ def test_rates_are_over_all_windows() -> None:
     assert cell.window_s == pytest.approx(sum(windows))
     expected = sum(w * r for w, r in zip(windows, rates, strict=True)) / sum(windows)
     assert cell.otps == pytest.approx(expected)
+    assert cell.otps_ci95 is not None
+    reach = 12.706 * abs(rates[0] - rates[1]) / 2  # Student's t of one degree of freedom
+    assert cell.otps_ci95[1] - cell.otps == pytest.approx(reach, rel=1e-3)
 
 
 def test_an_invalid_repeat_is_left_out_and_told() -> None:

@@ -67,8 +67,6 @@ def test_parts_of_the_table_are_tables_of_the_parts(
     marks = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
     kept = np.array(marks, dtype=bool)
     alike(table.where(kept), [each for each, mark in zip(rows, marks, strict=True) if mark])
-    order = data.draw(st.permutations(range(len(rows))))
-    alike(table.at(np.array(order, dtype=np.int64)), [rows[number] for number in order])
 
 
 def test_a_table_is_in_the_order_of_starts() -> None:

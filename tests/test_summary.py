@@ -1,6 +1,7 @@
 """One cell from its traces: counts, percentiles, rates and the verdict, worked out by hand."""
 
 import json
+import math
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate
@@ -12,6 +13,8 @@ import pytest
 
 from llmbench.config import Sweep
 from llmbench.measure.cell import judged, measure_cell
+from llmbench.measure.rates import add_rate_intervals
+from llmbench.measure.requests import Requests
 from llmbench.measure.summary import block
 from llmbench.records import (
     Calibration,
@@ -22,6 +25,7 @@ from llmbench.records import (
     Load,
     Range,
     Reads,
+    RequestMetrics,
     Target,
     Trace,
 )
@@ -791,3 +795,42 @@ def test_the_json_says_what_the_cell_says() -> None:
     counts = {"sent": 80, "ok": 80, "failed": 0, "cancelled": 0, "failures": {}}
     assert told["requests"].items() >= counts.items()
     assert told["measured_output_tokens"] == {"min": 3, "p50": 3, "max": 3}
+
+
+def test_the_interval_of_a_rate_holds_the_truth() -> None:
+    """Replies of one token that stay 100 ms or so, independently: 1 / mean a second."""
+    rng, held = np.random.default_rng(5), 0
+    for _ in range(200):
+        stays_ms = 100 * rng.lognormal(0, 0.4, size=80)
+        starts_ms = np.concatenate(([0.0], np.cumsum(stays_ms)))
+        at_ms = zip(starts_ms.tolist(), stays_ms.tolist(), strict=False)
+        rows = Requests.of(
+            RequestMetrics(
+                phase="measured",
+                sent_ns=round(start * MS),
+                end_ns=round((start + stay) * MS),
+                tokens=1,
+                token_source="usage",
+                events=1,
+                first_ns=0,
+                last_ns=0,
+                gaps_s=array("f"),
+                lag_ms=array("f"),
+                stamps="kernel",
+            )
+            for start, stay in at_ms
+        )
+        cell = cell_with(None)
+        cell.otps = 80 / (starts_ms[-1] / 1e3)
+        add_rate_intervals(cell, rows)
+        assert cell.otps_ci95 is not None
+        assert cell.requests_per_s_ci95 is None  # it has no rate
+        low, high = cell.otps_ci95
+        held += low <= 10 / math.exp(0.08) <= high
+    assert 0.9 <= held / 200 <= 0.99
+
+
+def test_few_requests_have_no_interval_of_their_rate() -> None:
+    assert cell_of(steady(29, 10, 15, 20)).otps_ci95 is None
+    even = cell_of(steady(40, 10, 15, 20))
+    assert even.otps_ci95 == pytest.approx((even.otps, even.otps))  # all alike

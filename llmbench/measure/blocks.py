@@ -10,7 +10,7 @@ from llmbench.measure import statistics as stats
 from llmbench.measure import survival
 from llmbench.measure.autocorrelation import Dependence
 from llmbench.measure.gaps import at_most
-from llmbench.measure.requests import Counts, Mask, Ragged
+from llmbench.measure.requests import Int32s, Mask, Ragged
 from llmbench.measure.statistics import Floats, Reals
 from llmbench.measure.survival import Sample
 from llmbench.records import Block
@@ -24,7 +24,7 @@ class Shared(NamedTuple):
     """What requests in the order of time share beside their neighbours in time: the run of each,
     where there are several, and the batch, ``unit`` of them together."""
 
-    runs: Counts | None = None
+    runs: Int32s | None = None
     unit: int = 1
 
     def worth(self, values: Floats, known: Mask) -> Worth:

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from llmbench.measure.compare import (
     CONFIDENCE,
     MARGIN,
-    NORMAL,
     RATES,
     Interval,
     Result,
     Verdict,
-    Z,
-    student,
 )
-from llmbench.measure.statistics import rounded
+from llmbench.measure.statistics import NORMAL, Z, rounded, student
 
 ALPHA = 0.04
 """The level of Holm's test. The bootstrap is a little too sure of small samples: at 4% no more than

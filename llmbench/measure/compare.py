@@ -25,7 +25,6 @@ Failed requests are +∞ and keep their place. What is claimed:
 
 import math
 from collections.abc import Iterator, Sequence
-from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -35,16 +34,15 @@ from llmbench.measure import statistics as stats
 from llmbench.measure.autocorrelation import Dependence, autocorrelation_time
 from llmbench.measure.gaps import means, token_gaps
 from llmbench.measure.likeness import Side
+from llmbench.measure.rates import FEWEST_FOR_A_RATE
 from llmbench.measure.requests import Requests
-from llmbench.measure.statistics import Floats, Ints
+from llmbench.measure.statistics import NORMAL, Floats, Ints, Z, freedom_of, student
 from llmbench.records import Cell
 
 RESAMPLES = 2000
 MARGIN = 0.03
-CONFIDENCE = 0.95
+CONFIDENCE = stats.CONFIDENCE
 EQUIVALENCE = 0.90
-NORMAL = NormalDist()
-Z = NORMAL.inv_cdf(1 - (1 - CONFIDENCE) / 2)
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 LATENCIES = ("ttft", "itl", "tpot", "e2e")
@@ -53,15 +51,8 @@ METRICS = (*(f"{name}.{p}" for name in LATENCIES for p in QUANTILES), *RATES)
 HEADLINE = ("ttft.p50", "ttft.p95", "itl.p50", "otps")
 """What a claim of a difference is made by. Where ITL cannot be compared, TPOT takes its place."""
 
-FEWEST_FOR_A_RATE = 30
-"""Of fewer requests the bootstrap of a mean makes intervals that are too narrow."""
-
 MOST_DRAWN = 2_000_000
 """Indices drawn at a time: 16 MB."""
-
-WORTH_A_DEGREE = 6.0
-"""An autocorrelation time is itself an estimate. So many of the independent values that are left
-count for one degree of freedom of Student's t: ``benchmarks/statistics_truth.py`` bears it out."""
 
 Kind = Literal["slower", "faster", "same", "unknown"]
 Interval = tuple[float, float]
@@ -320,8 +311,7 @@ def _interval(logs: Floats, a: Estimate, b: Estimate, confidence: float, off: fl
             half = float(logs.std()) * run_factor(freedom, 1 - tail)
             low, high = center - half, center + half
         elif a.worth < a.n or b.worth < b.n:
-            known = max((a.worth + b.worth) / WORTH_A_DEGREE, 3.0)
-            factor = student(1 - tail, known) / NORMAL.inv_cdf(1 - tail)
+            factor = student(1 - tail, freedom_of(a.worth + b.worth)) / NORMAL.inv_cdf(1 - tail)
             low, high = (center + factor * (each - center) for each in (low, high))
     return _exp(low) * (1 - off), _exp(high) * (1 + off)
 
@@ -334,22 +324,6 @@ def run_factor(freedom: int, p: float) -> float:
 
 def _exp(value: float) -> float:
     return math.exp(value) if value < 700 else math.inf
-
-
-def student(p: float, freedom: float) -> float:
-    """The quantile ``p`` of Student's t: exact for 1 and 2 degrees of freedom, else by the
-    expansion 26.7.5 of Abramowitz & Stegun, *Handbook of Mathematical Functions* (off by < 1%)."""
-    if freedom == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if freedom == 2:
-        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
-    z = NORMAL.inv_cdf(p)
-    return (
-        z
-        + (z**3 + z) / (4 * freedom)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    )
 
 
 def _ruler_share(metric: str, side: Side, value: float) -> float:

@@ -5,10 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llmbench.measure.autocorrelation import autocorrelation_time
 from llmbench.measure.requests import Requests
-from llmbench.measure.statistics import Ints
+from llmbench.measure.statistics import CONFIDENCE, Floats, Ints, Z, freedom_of, student
 from llmbench.measure.steady import grows, in_flight
 from llmbench.records import Cell
+
+FEWEST_FOR_A_RATE = 30
+"""Of fewer requests intervals of a mean are too narrow."""
 
 
 class Window(NamedTuple):
@@ -62,6 +66,40 @@ def add_rates(cell: Cell, requests: Requests, window: Window, *, open_loop: bool
     done = float(ended.sum()) if open_loop else float(share.sum() + cut.sum())
     cell.requests_per_s = done / window.seconds
     cell.in_flight = float(inside_s.sum()) / window.seconds
+
+
+def add_rate_intervals(cell: Cell, measured: Requests) -> None:
+    """The 95% intervals of a closed loop's rates; an open loop's are what was asked for."""
+    stays_s = (measured.end_ns - measured.sent_ns) / 1e9
+    for name, brought in (
+        ("otps", measured.good * measured.tokens),
+        ("requests_per_s", measured.good),
+    ):
+        rate = getattr(cell, name)
+        reach = _reach(brought.astype(np.float64), stays_s, cell.batch_size or 1)
+        if rate is not None and reach is not None:
+            setattr(cell, f"{name}_ci95", (rate * max(1 - reach, 0.0), rate * (1 + reach)))
+
+
+def _reach(brought: Floats, stays: Floats, unit: int) -> float | None:
+    """How far the interval of a rate reaches on each side, as a share of it.
+
+    As many requests are in flight all the time, so that a rate is that number times the ratio of
+    what requests bring to how long they stay: a ratio of sums, whose variance is that of its
+    residuals (W. G. Cochran, *Sampling Techniques*, 3rd ed., §6.3), times their autocorrelation
+    time, or the ``unit`` requests of a static batch where those are more.
+    """
+    count = len(brought)
+    if count < FEWEST_FOR_A_RATE or not brought.any():
+        return None
+    residuals = brought - brought.sum() / stays.sum() * stays
+    times = max(autocorrelation_time(residuals), unit)
+    worth = count / times
+    if worth < FEWEST_FOR_A_RATE:
+        return None
+    variance = float(residuals @ residuals) * count / (count - 1) * times
+    factor = student((1 + CONFIDENCE) / 2, freedom_of(worth)) if times > 1 else Z
+    return factor * float(np.sqrt(variance) / brought.sum())
 
 
 def _arrived(requests: Requests, window: Window) -> Ints:

@@ -1,11 +1,13 @@
 """Several runs of one cell → one row: raw figures pooled, with the spread between the runs."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from llmbench.measure.requests import Requests
 from llmbench.measure.ruler import add_calibration
+from llmbench.measure.statistics import CONFIDENCE, student
 from llmbench.measure.summary import (
     NO_LIMITS,
     add_distributions,
@@ -73,6 +75,15 @@ def _add_rates(row: Cell, cells: Sequence[Cell]) -> None:
         values = [getattr(cell, name) for cell in cells]
         if row.window_s and None not in values:
             setattr(row, name, float(np.dot(values, windows) / row.window_s))
+            if f"{name}_ci95" in row.__struct_fields__ and len(values) > 1 and not row.arrivals:
+                setattr(row, f"{name}_ci95", _by_runs(getattr(row, name), values))
+
+
+def _by_runs(rate: float, values: Sequence[float]) -> tuple[float, float]:
+    """The 95% interval of the rate of several runs, from how far these are apart."""
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    reach = student((1 + CONFIDENCE) / 2, len(values) - 1) * error
+    return max(rate - reach, 0.0), rate + reach
 
 
 def spread(cells: Sequence[Cell]) -> Repeats:

@@ -24,10 +24,12 @@ PHASES: tuple[Phase, ...] = ("warmup", "measured", "cooldown")
 
 Mask = NDArray[np.bool_]
 Objects = NDArray[np.object_]
-Counts = NDArray[np.int32]
+Int32s = NDArray[np.int32]
 Column = NDArray[Any]
 
 MOST_SMALL = 127
+"""Of whole numbers that fit into a byte."""
+
 AT_ONCE = 1 << 16
 """Rows whose values are looked up at a time: their places take more memory than they do."""
 
@@ -105,10 +107,10 @@ class Requests:
     """
 
     phase: NDArray[np.int8]
-    index: Counts
-    session: Counts
-    turn: Counts
-    run: Counts
+    index: Int32s
+    session: Int32s
+    turn: Int32s
+    run: Int32s
     sent_ns: Ints
     start_ns: Ints
     end_ns: Ints
@@ -121,12 +123,12 @@ class Requests:
     token_source: Objects
     stamps: Objects
     connect: Objects
-    prompt_tokens: Counts
-    cached_tokens: Counts
-    tokens: Counts
-    chars: Counts
-    events: Counts
-    shared: Counts
+    prompt_tokens: Int32s
+    cached_tokens: Int32s
+    tokens: Int32s
+    chars: Int32s
+    events: Int32s
+    shared: Int32s
     first_ns: Ints
     last_ns: Ints
     counted: Mask
@@ -194,11 +196,6 @@ class Requests:
             return self
         columns = {name: self.__dict__[name] for name in _COLUMNS}
         return Requests({name: _where(column, rows) for name, column in columns.items()})
-
-    def at(self, numbers: Ints) -> "Requests":
-        """The requests with these ``numbers``, in this order."""
-        columns = {name: self.__dict__[name] for name in _COLUMNS}
-        return Requests({name: _at(column, numbers) for name, column in columns.items()})
 
     def but(self, **columns: Any) -> "Requests":
         """The same requests with other ``columns``."""
@@ -268,12 +265,12 @@ def _end_to_end(parts: Sequence[Any]) -> Any:
     return None if parts[0] is None else np.concatenate(parts)
 
 
-def _plain(events: Counts, gaps: Ints, *, of_event: bool) -> Ragged:
+def _plain(events: Int32s, gaps: Ints, *, of_event: bool) -> Ragged:
     """What stands for an optional column of requests that have none of it: no slack at any event, a
     step of one token at every gap."""
     if of_event:
         return Ragged(np.zeros(int(events.sum()), dtype=np.float16), events.astype(np.int64))
-    return Ragged(np.ones(int(gaps.sum()), dtype=np.int32), gaps)
+    return Ragged(np.ones(int(gaps.sum()), dtype=np.int8), gaps)
 
 
 def _packed(rows: Sequence[RequestMetrics]) -> Requests:

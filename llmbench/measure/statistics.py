@@ -9,6 +9,7 @@ are taken at the effective sample size: Kish, *Survey Sampling*, §8.2, with the
 
 import math
 from functools import lru_cache
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,12 @@ Singles = NDArray[np.float32]
 Reals = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 CONFIDENCE = 0.95
+NORMAL = NormalDist()
+Z = NORMAL.inv_cdf((1 + CONFIDENCE) / 2)
+
+WORTH_A_DEGREE = 6.0
+"""An autocorrelation time is itself an estimate. So many of the independent values that are left
+count for one degree of freedom of Student's t: ``benchmarks/statistics_truth.py`` bears it out."""
 
 
 def quantile(ordered: Reals, p: float) -> float:
@@ -111,3 +118,24 @@ def rounded(count: float) -> int:
     """``count`` up to two significant digits."""
     unit = 10.0 ** max(math.floor(math.log10(max(count, 1.0))) - 1, 0)
     return int(math.ceil(count / unit - 1e-9) * unit)
+
+
+def student(p: float, freedom: float) -> float:
+    """The quantile ``p`` of Student's t: exact for 1 and 2 degrees of freedom, else by the
+    expansion 26.7.5 of Abramowitz & Stegun, *Handbook of Mathematical Functions* (off by < 1%)."""
+    if freedom == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if freedom == 2:
+        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
+    z = NORMAL.inv_cdf(p)
+    return (
+        z
+        + (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )
+
+
+def freedom_of(worth: float) -> float:
+    """The degrees of freedom of Student's t where what a sample is worth is an estimate itself."""
+    return max(worth / WORTH_A_DEGREE, 3.0)

@@ -15,7 +15,7 @@ from llmbench.measure.cost import billed
 from llmbench.measure.energy import joules_per_token
 from llmbench.measure.goodput import goodput
 from llmbench.measure.latencies import add_latencies, latency_block, shared_by, with_lost
-from llmbench.measure.rates import add_growth, add_rates, due_ns, window_of
+from llmbench.measure.rates import add_growth, add_rate_intervals, add_rates, due_ns, window_of
 from llmbench.measure.requests import Requests, connects
 from llmbench.measure.ruler import from_evidence
 from llmbench.measure.settling import add_drift, without_warmup
@@ -105,6 +105,8 @@ def _add_figures(
         span_s = float(arrivals.max() - arrivals.min()) / 1e9
         cell.arrivals_per_s = (len(arrivals) - 1) / span_s if span_s > 0 else None
         add_growth(cell, requests, window, constant=_is_constant(load))
+    else:
+        add_rate_intervals(cell, measured)
     add_distributions(cell, facts, measured, good)
     if told := stages(requests.where(requests.good), facts, int(requests.cancelled.sum())):
         cell.stages_ms, cell.stages_source = told

@@ -159,14 +159,19 @@ def interval(cell: Cell, block: Block | None, name: str) -> str:
     """`` ±0.8``: how far the farther end of a quantile's 95% interval lies from it, rounded up to
     the figure's last digit; nothing where it has none."""
     value = getattr(block, name) if block is not None else None
-    if block is None or value is None or cell.verdict == "invalid" or name not in block.ci95:
+    return reach(cell, value, block.ci95.get(name) if block is not None else None)
+
+
+def reach(cell: Cell, value: float | None, ci95: tuple[float, float] | None) -> str:
+    """How far the farther end of ``ci95`` lies from ``value``, as ``interval`` says it."""
+    if value is None or ci95 is None or cell.verdict == "invalid":
         return ""
-    low, high = block.ci95[name]
-    reach = max(value - low, high - value)
-    if not 0 < reach < math.inf:
+    low, high = ci95
+    far = max(value - low, high - value)
+    if not 0 < far < math.inf:
         return ""
     decimals = len(digits(value).partition(".")[2])
-    steps = math.ceil(reach * 10**decimals - 1e-6)  # a hair above a digit is that digit
+    steps = math.ceil(far * 10**decimals - 1e-6)  # a hair above a digit is that digit
     return f" ±{steps / 10**decimals:,.{decimals}f}"
 
 
@@ -252,13 +257,19 @@ def _latency(
     )
 
 
-def _rate(head: str, value: Callable[[Cell], float | None], spare: int = 0) -> Column:
+def _rate(
+    head: str,
+    value: Callable[[Cell], float | None],
+    ci95: Callable[[Cell], tuple[float, float] | None],
+    spare: int = 0,
+) -> Column:
     return Column(
         head,
         lambda cell: figure(cell, value(cell)),
         Measure(lambda cell: comparison.rate(cell, value(cell)), less_is_better=False),
         ratio=not spare,
         spare=spare,
+        interval=None if spare else lambda cell: reach(cell, value(cell), ci95(cell)),
     )
 
 
@@ -299,8 +310,10 @@ FIGURES = (
         Measure(lambda cell: comparison.quantile(cell, cell.otps_per_user, "p50"), False),
         spare=5,
     ),
-    _rate("tok/s\ntotal", lambda cell: cell.otps),
-    _rate("req/s", lambda cell: cell.requests_per_s, spare=9),
+    _rate("tok/s\ntotal", lambda cell: cell.otps, lambda cell: cell.otps_ci95),
+    _rate(
+        "req/s", lambda cell: cell.requests_per_s, lambda cell: cell.requests_per_s_ci95, spare=9
+    ),
 )
 DISK = _megabytes("disk\nMB", lambda cell: cell.disk_mb, spare=8)
 MEMORY = _megabytes("memory\nMB", lambda cell: cell.memory_mb, spare=7)
