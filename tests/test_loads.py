@@ -61,12 +61,11 @@ def toml(tmp_path: Path) -> Callable[..., Path]:
     ("rate", "requests", "warmup"),
     [
         ("8", 240, 16),  # half a minute of it, after two seconds
-        ("2", 72, 8),  # never fewer than a p95 needs
-        ("2.4", 72, 8),
-        ("2.41", 73, 8),
-        ("4", 120, 8),
-        ("4.5", 135, 9),
-        ("0.1", 72, 8),
+        ("2", 192, 8),  # never fewer than a p95 needs
+        ("6.4", 192, 13),
+        ("6.41", 193, 13),
+        ("8.5", 255, 17),
+        ("0.1", 192, 8),
         ("100", 3000, 200),
         ("ramp(2,32)", 510, 8),  # 17 a second on average; the warm-up is at the first rate
         ("ramp(32,2)", 510, 64),
@@ -127,7 +126,7 @@ def test_a_trace_is_played_from_its_first_row_to_its_last(name: str) -> None:
 
 
 def test_until_asks_for_sixteen_times_as_many_at_most() -> None:
-    assert [load.requests for load in loads(concurrency=[1, 64], until="ci=5%")] == [1152, 2048]
+    assert [load.requests for load in loads(concurrency=[1, 64], until="ci=5%")] == [3072, 3072]
     assert loads(concurrency=[1], until="ci=5%", requests=100)[0].requests == 100
 
 
@@ -616,14 +615,14 @@ def test_a_dry_run_of_an_open_loop(dry_run: Callable[..., Done]) -> None:
     done = dry_run("--request-rate", "2,8,ramp(2,8)", "--output-tokens", 20)
     head, _, *cells, total, guess = rows(done)
     assert head == ["target", "client", "req/s", "prompt", "output", "requests", "about"]
-    # A reply takes 0.5 s + 20 × 25 ms = 1 s, after the arrivals: 8 and 72 at 2/s take 4 and 36 s,
-    # 16 and 240 at 8/s 2 and 30 s, 8 at 2/s and 150 at 5/s 4 and 30 s.
+    # A reply takes 0.5 s + 20 × 25 ms = 1 s, after the arrivals: 8 and 192 at 2/s take 4 and 96 s,
+    # 16 and 240 at 8/s 2 and 30 s, 8 at 2/s and 192 at 5/s 4 and 38 s.
     assert cells == [
-        words("a wire 2 128 20 72 + 8 41 s"),
+        words("a wire 2 128 20 192 + 8 2 min"),
         words("a wire 8 128 20 240 + 16 33 s"),
-        words("a wire ramp(2,8) 128 20 150 + 8 35 s"),
+        words("a wire ramp(2,8) 128 20 192 + 8 43 s"),
     ]
-    assert " ".join(total) == "3 cells, 494 requests with warm-up, about 2 min"
+    assert " ".join(total) == "3 cells, 656 requests with warm-up, about 3 min"
     assert " ".join(guess).startswith("guessed with 0.5 s to the first token and 25 ms a token")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from llmbench.measure.requests import Ragged, Requests
 from llmbench.measure.statistics import Reals, quantile
-from llmbench.records import Calibration, Cell, Ruler
+from llmbench.records import Block, Calibration, Cell, Ruler
 
 PROMPT_LAG_NS = 2_000_000
 """A client that is hardly ever later than this has not made events share a read: the server, or
@@ -97,6 +97,15 @@ def _greater(one: dict[str, float] | None, other: dict[str, float]) -> dict[str,
     return {name: max((one or other)[name], other[name]) for name in other}
 
 
+def _at_most(block: Block, p: str) -> float | None:
+    """Quantile ``p``; where its samples are too few for it only because they depend on each other,
+    what it is at most, or near: a client that made them all late is no less too late."""
+    value: float | None = getattr(block, p)
+    if value is not None or p not in block.worth:
+        return value
+    return block.mean if p == "p50" else block.max
+
+
 def too_uncertain(cell: Cell) -> str:
     """Which shown figure is less certain than it may be, or nothing.
 
@@ -110,7 +119,7 @@ def too_uncertain(cell: Cell) -> str:
         ("ITL", cell.itl_ms, cell.ruler.itl_error_ms, ("p50", "p99")),
     ):
         for p in shown:
-            value = getattr(block, p, None)
+            value = _at_most(block, p) if block is not None else None
             if value is None or errors_ms is None:
                 continue
             if errors_ms[p] > max(LEAST_ERROR_MS, ERROR_SHARE * value):
