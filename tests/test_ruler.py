@@ -134,6 +134,18 @@ def test_an_error_beyond_half_a_millisecond_and_five_percent_is_too_much(
     assert not too_uncertain(cell)  # it is there to be seen with its own delay
 
 
+@pytest.mark.parametrize(("worth", "bad"), [({}, False), ({"p50": 4.0, "p95": 9.0}, True)])
+def test_a_late_client_is_too_late_whether_or_not_its_percentiles_are_shown(
+    worth: dict[str, float], bad: bool
+) -> None:
+    """Too few requests for a percentile have none to be wrong about. Enough of them, that were all
+    late together, have: 30 ms of a mean of 100."""
+    ttft = Block(n=200, mean=100.0, max=400.0, worth=worth)
+    off = {"p50": 30.0, "p95": 30.0, "p99": 30.0}
+    cell = bare_cell(ttft_ms=ttft, ruler=Ruler(stamps="kernel", ttft_error_ms=off))
+    assert bool(too_uncertain(cell)) is bad
+
+
 def reply(sent_ms: list[float], took_ms: list[float]) -> Reply:
     return Reply(
         number=0,
