@@ -10,7 +10,7 @@ what the same client was off by on this machine against a server with known send
 import numpy as np
 
 from llmbench.measure.requests import Ragged, Requests
-from llmbench.measure.statistics import Reals, quantile
+from llmbench.measure.statistics import Reals, fewest, quantile
 from llmbench.records import Block, Calibration, Cell, Ruler
 
 PROMPT_LAG_NS = 2_000_000
@@ -101,7 +101,7 @@ def _at_most(block: Block, p: str) -> float | None:
     """Quantile ``p``; where its samples are too few for it only because they depend on each other,
     what it is at most, or near: a client that made them all late is no less too late."""
     value: float | None = getattr(block, p)
-    if value is not None or p not in block.worth:
+    if value is not None or p not in block.worth or block.n < fewest(SHOWN[p]):
         return value
     return block.mean if p == "p50" else block.max
 
