@@ -205,7 +205,8 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         )
 
     def _requests(self, at_once: int) -> int:
-        """The 72 that a p95 needs, and more, for requests depend on each other; whole batches."""
+        """The 72 that a p95 needs and more, since requests depend on each other; two a stream at
+        least; whole batches."""
         requests = self.requests or max(FEWEST_REQUESTS, 2 * at_once) * self._looks()
         return -(-requests // at_once) * at_once if self.batch_size else requests
 

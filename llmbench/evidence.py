@@ -24,6 +24,7 @@ SPAN_BYTES = 8 << 20
 """Some fourteen hundred replies of 16 tokens: a tenth of a second of work, and little to hold."""
 
 PARTS = 64
+"""Spans whose requests are joined at a time."""
 
 LONG_BYTES = 64 << 20
 """A file that is not longer is read sooner than other processes have started."""
