@@ -2,11 +2,10 @@
 
 What is read, decoded and measured of one request depends on no other, so a span of the file needs
 nothing but the file. The spans come back in its order, and no more of them are under way than there
-are processes to work on them.
+are processes to work on them. What was decoded before is not decoded again (see ``columns``).
 """
 
 import gc
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,10 +14,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
+from llmbench import columns
 from llmbench.host import cores
 from llmbench.measure.cell import requests_in
 from llmbench.measure.requests import Requests
-from llmbench.store import RunDirectory, lines_in
+from llmbench.records import Trace
+from llmbench.store import RunDirectory, Span, lines_in
 
 SPAN_BYTES = 8 << 20
 """Some fourteen hundred replies of 16 tokens: a tenth of a second of work, and little to hold."""
@@ -27,17 +28,15 @@ PARTS = 64
 """Spans whose requests are joined at a time."""
 
 LONG_BYTES = 64 << 20
-"""A file that is not longer is read sooner than other processes have started."""
-
-Found = list[tuple[int, Requests]]
-"""Requests of cells, each with the number of its cell."""
+"""Evidence that is not longer is read sooner than other processes have started."""
 
 
-class Span(NamedTuple):
-    """Bytes of a file that hold whole lines."""
+class Part(NamedTuple):
+    """Requests of one cell, and the bytes that they were read from."""
 
-    start: int
-    stop: int
+    cell: int
+    span: Span
+    requests: Requests
 
 
 def requests_by_cell(directory: RunDirectory) -> Iterator[tuple[int, Requests]]:
@@ -45,27 +44,46 @@ def requests_by_cell(directory: RunDirectory) -> Iterator[tuple[int, Requests]]:
     which they were run. Raises ``UserError`` for a line that is damaged."""
     run, path = directory.run, directory.requests_path
     apis = {facts.cell: run.targets[facts.target].api for facts in run.cells}
-    found = measure_file(path, apis, cores())
-    for number, its in groupby(found, key=lambda each: each[0]):
-        yield number, _joined(part for _, part in its)
+    start = 0
+    for kept in columns.kept(directory):
+        yield from _decoded(directory, Span(start, kept.span.start), apis)
+        if kept.cell in apis:
+            yield kept.cell, kept.requests
+        start = kept.span.stop
+    size = path.stat().st_size if path.exists() else 0
+    yield from _decoded(directory, Span(start, size), apis)
 
 
-def _joined(parts: Iterator[Requests]) -> Requests:
-    """All of ``parts``, by way of larger ones: what many small arrays leave behind, when they are
-    freed, is memory that the large ones cannot have."""
+def _decoded(
+    directory: RunDirectory, span: Span, apis: Mapping[int, str]
+) -> Iterator[tuple[int, Requests]]:
+    """What ``span`` of the evidence says, which is kept for the next time."""
+    found = measure_file(directory.requests_path, span, apis, cores())
+    for number, its in groupby(found, key=lambda part: part.cell):
+        spans: list[Span] = []
+        requests = _joined(its, spans)
+        columns.keep(directory, number, Span(spans[0].start, spans[-1].stop), requests)
+        yield number, requests
+
+
+def _joined(parts: Iterator[Part], spans: list[Span]) -> Requests:
+    """The requests of all ``parts``, by way of larger ones: what many small arrays leave behind,
+    when they are freed, is memory that the large ones cannot have. Adds their spans to ``spans``.
+    """
     larger = []
     while some := list(islice(parts, PARTS)):
-        larger.append(Requests.joined(some))
+        spans += [part.span for part in some]
+        larger.append(Requests.joined([part.requests for part in some]))
     return Requests.joined(larger)
 
 
 def measure_file(
-    path: Path, apis: Mapping[int, str], processes: int, size: int = SPAN_BYTES
-) -> Iterator[tuple[int, Requests]]:
-    """What ``measure_span`` finds in all of ``path``, in order: in this process, or in so many
-    others where the file is long. Those are spawned: a fork of a process with threads may hang."""
-    work = spans(path, size)
-    if processes == 1 or not path.exists() or path.stat().st_size <= LONG_BYTES:
+    path: Path, whole: Span, apis: Mapping[int, str], processes: int, size: int = SPAN_BYTES
+) -> Iterator[Part]:
+    """What ``measure_span`` finds in ``whole`` of ``path``, in order: in this process, or in so
+    many others where that is long. Those are spawned: a fork of a process with threads may hang."""
+    work = spans(path, whole, size)
+    if processes == 1 or whole.stop - whole.start <= LONG_BYTES:
         for span in work:
             yield from measure_span(path, span, apis)
         return
@@ -74,7 +92,7 @@ def measure_file(
         def begin(some: Iterable[Span]) -> None:
             under_way.extend(pool.submit(measure_span, path, span, dict(apis)) for span in some)
 
-        under_way: deque[Future[Found]] = deque()
+        under_way: deque[Future[list[Part]]] = deque()
         begin(islice(work, processes + 1))
         while under_way:
             found = under_way.popleft().result()
@@ -82,24 +100,34 @@ def measure_file(
             yield from found
 
 
-def spans(path: Path, size: int = SPAN_BYTES) -> Iterator[Span]:
-    """``path``, if it exists, in spans of about ``size`` bytes, each up to the end of a line."""
-    if not path.exists():
+def spans(path: Path, whole: Span, size: int = SPAN_BYTES) -> Iterator[Span]:
+    """``whole``, in spans of about ``size`` bytes, each up to the end of a line."""
+    start, end = whole
+    if start == end:
         return
     with path.open("rb") as file:
-        length, start = os.fstat(file.fileno()).st_size, 0
-        while start < length:
-            file.seek(min(start + size, length))
-            file.readline()
+        while start < end:
+            file.seek(min(start + size, end))
+            if file.tell() < end:
+                file.readline()
             stop = file.tell()
             yield Span(start, stop)
             start = stop
 
 
-def measure_span(path: Path, span: Span, apis: Mapping[int, str]) -> Found:
+def measure_span(path: Path, span: Span, apis: Mapping[int, str]) -> list[Part]:
     """The requests in ``span`` of each cell that has an API in ``apis``."""
-    traces = (trace for trace in lines_in(path, *span) if trace.cell in apis)
-    return [
-        (number, requests_in(its, apis[number]))
-        for number, its in groupby(traces, key=lambda trace: trace.cell)
-    ]
+    found = []
+    for number, its in groupby(lines_in(path, span), key=lambda line: line[0].cell):
+        if number in apis:
+            lines: list[Span] = []
+            requests = requests_in(_traces(its, lines), apis[number])
+            found.append(Part(number, Span(lines[0].start, lines[-1].stop), requests))
+    return found
+
+
+def _traces(lines: Iterable[tuple[Trace, Span]], spans: list[Span]) -> Iterator[Trace]:
+    """The traces of ``lines``; adds where each was to ``spans``."""
+    for trace, span in lines:
+        spans.append(span)
+        yield trace

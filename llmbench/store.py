@@ -3,6 +3,7 @@
 run.json        the sweep, the host, the versions, what is known of each cell
 requests.jsonl  one request a line, with its stamps and the bytes of its reply: the evidence
 summary.json    derived from the two; ``llmbench report`` makes it again
+columns/        what was decoded of long cells (see ``columns``); may be deleted
 """
 
 import itertools
@@ -10,9 +11,10 @@ import os
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -57,6 +59,13 @@ class Summary(Struct, kw_only=True):
     started: str
     cells: list[Cell]
     capacity: list[Capacity] | UnsetType = UNSET
+
+
+class Span(NamedTuple):
+    """Bytes of a file that hold whole lines."""
+
+    start: int
+    stop: int
 
 
 class Line(Struct, frozen=True):
@@ -127,8 +136,8 @@ class RunDirectory:
         self.run.interrupted = interrupted
         self.save_run()
 
-    def add_cell(self, facts: CellFacts, traces: Iterable[Trace]) -> None:
-        """Append a cell: its evidence first, then the word that it is there."""
+    def add_cell(self, facts: CellFacts, traces: Iterable[Trace]) -> Span:
+        """Append a cell: its evidence first, then the word that it is there. Where that lies."""
         path = self.requests_path
         try:
             before = path.stat().st_size if path.exists() else 0
@@ -140,6 +149,7 @@ class RunDirectory:
                 raise
             self.run.cells.append(msgspec.structs.replace(facts, stored=stored))
             self.save_run()
+            return Span(before, path.stat().st_size)
         except OSError as problem:
             raise StoreError(
                 f"{path}: cell {facts.cell + 1} cannot be stored: {problem.strerror}; "
@@ -185,24 +195,29 @@ def write_traces(path: Path, traces: Iterable[Trace]) -> int:
 
 def read_traces(path: Path) -> Iterator[Trace]:
     """The traces in ``path``, if it exists. A last line that was cut off is passed over."""
-    return lines_in(path, 0, path.stat().st_size) if path.exists() else iter(())
+    whole = Span(0, path.stat().st_size if path.exists() else 0)
+    return (trace for trace, _ in lines_in(path, whole))
 
 
-def lines_in(path: Path, start: int, stop: int) -> Iterator[Trace]:
-    """The traces between two bytes of ``path`` at which lines begin. A last line that was cut off
-    is passed over. Raises ``UserError`` for one that is damaged."""
+def lines_in(path: Path, span: Span) -> Iterator[tuple[Trace, Span]]:
+    """The traces in ``span`` of ``path``, each with the bytes of its line. A last line that was cut
+    off is passed over. Raises ``UserError`` for one that is damaged."""
+    start, end = span
+    if start == end:
+        return
     with path.open("rb") as file:
         file.seek(start)
-        while start < stop:
+        while start < end:
             line = file.readline()
-            start += len(line)
+            stop = start + len(line)
             try:
-                yield _decode(line)
+                yield _decode(line), Span(start, stop)
             except (msgspec.DecodeError, ValueError) as problem:
                 if not line.endswith(b"\n"):
                     return
-                number = _line_number(path, start)
+                number = _line_number(path, stop)
                 raise UserError(f"{path}, line {number}: {problem}") from None
+            start = stop
 
 
 def _line_number(path: Path, end: int) -> int:
@@ -264,14 +279,21 @@ def _pretty(value: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Replace ``path`` in one step, so that a kill leaves the old file or the new one."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what is to be ``path``: it is replaced in one step, so that a kill leaves the
+    old file or the new one."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     try:
-        scratch.write_bytes(content)
+        yield scratch
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    with replacing(path) as scratch:
+        scratch.write_bytes(content)
 
 
 def _unused(path: Path) -> Path:

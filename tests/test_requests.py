@@ -21,7 +21,7 @@ from llmbench.measure.metrics import measure
 from llmbench.measure.requests import PACKED, Ragged, Requests
 from llmbench.measure.timeline import decode
 from llmbench.records import RequestMetrics, Target, Trace
-from llmbench.store import RunDirectory, write_traces
+from llmbench.store import RunDirectory, Span, write_traces
 
 ROWS = [
     at(10, 20, 35, tokens=3),
@@ -131,12 +131,15 @@ def test_spans_hold_whole_lines(tmp_path: Path) -> None:
     path.write_bytes(b"one\ntwo\n\nthree is long\nfour")
     text = path.read_bytes()
     for size in (1, 3, 4, 5, 100):
-        parts = [text[start:stop] for start, stop in spans(path, size)]
+        parts = [text[start:stop] for start, stop in spans(path, Span(0, len(text)), size)]
         assert b"".join(parts) == text
         assert all(part.endswith(b"\n") for part in parts[:-1])
-    path.write_bytes(b"")
-    assert list(spans(path)) == []
-    assert list(spans(tmp_path / "none")) == []
+    tail = Span(text.index(b"three"), len(text))
+    assert [text[start:stop] for start, stop in spans(path, tail, 1)] == [
+        b"three is long\n",
+        b"four",
+    ]
+    assert list(spans(tmp_path / "none", Span(0, 0))) == []
 
 
 def test_processes_find_what_one_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,10 +148,14 @@ def test_processes_find_what_one_would(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(evidence, "LONG_BYTES", 0)
     events = APIS["chat"].decode
     rows = [measure(each, decode(each, events)) for each in traces]
-    found = list(measure_file(path, {0: "chat", 2: "chat"}, processes=2, size=100))
-    assert [number for number, _ in found] == [0, 0, 0, 0, 2, 2]
-    alike(Requests.joined([part for number, part in found if number == 0]), rows[:4])
-    alike(Requests.joined([part for number, part in found if number == 2]), rows[4:])
+    whole = Span(0, path.stat().st_size)
+    found = list(measure_file(path, whole, {0: "chat", 2: "chat"}, processes=2, size=100))
+    assert [part.cell for part in found] == [0, 0, 0, 0, 2, 2]
+    alike(Requests.joined([part.requests for part in found if part.cell == 0]), rows[:4])
+    alike(Requests.joined([part.requests for part in found if part.cell == 2]), rows[4:])
+    starts, stops = zip(*(part.span for part in found), strict=True)
+    assert starts == (0, *stops[:-1])
+    assert stops[-1] == whole.stop
 
 
 def test_each_cell_comes_once(tmp_path: Path) -> None:
@@ -167,15 +174,15 @@ def test_a_damaged_line_and_one_that_was_cut_off(
     path = stored(tmp_path / "requests.jsonl", traces_of_two_cells())
     with path.open("ab") as file:
         file.write(b'{"request"')
-    (whole,) = spans(path)
+    whole = Span(0, path.stat().st_size)
     both = {0: "chat", 2: "chat"}
-    assert [len(table) for _, table in measure_span(path, whole, both)] == [4, 2]
-    assert [len(table) for _, table in measure_span(path, whole, {2: "chat"})] == [2]
+    assert [len(part.requests) for part in measure_span(path, whole, both)] == [4, 2]
+    assert [len(part.requests) for part in measure_span(path, whole, {2: "chat"})] == [2]
     with path.open("ab") as file:
         file.write(b"\n")
-    (whole,) = spans(path)
+    whole = Span(0, path.stat().st_size)
     with pytest.raises(UserError, match="line 7: "):
         measure_span(path, whole, both)
     monkeypatch.setattr(evidence, "LONG_BYTES", 0)
     with pytest.raises(UserError, match="line 7: "):  # from another process
-        list(measure_file(path, both, processes=2, size=100))
+        list(measure_file(path, whole, both, processes=2, size=100))

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
-from llmbench import energy
+from llmbench import columns, energy
 from llmbench.apis import prometheus
 from llmbench.drive.board import Board
 from llmbench.drive.clock import Clock
@@ -300,8 +300,9 @@ class SweepRun:
     def _keep(
         self, facts: CellFacts, target: Target, traces: Callable[[], Iterable[Trace]]
     ) -> None:
-        self._directory.add_cell(facts, traces())
+        span = self._directory.add_cell(facts, traces())
         requests = requests_in(traces(), target.api)
+        columns.keep(self._directory, facts.cell, span, requests)
         self._measured.append(measured(target, facts, requests, limits_ms(self._sweep.slo)))
         self._directory.save_summary(self.cells)
 

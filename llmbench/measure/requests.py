@@ -153,9 +153,19 @@ class Requests:
     def __len__(self) -> int:
         return len(self.phase)
 
+    @staticmethod
+    def names() -> tuple[str, ...]:
+        """Those of all columns."""
+        return _COLUMNS
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """All columns by name."""
+        return {name: self.__dict__[name] for name in _COLUMNS}
+
     def __getstate__(self) -> dict[str, Any]:
         """What goes to another process: a column of objects that are all alike as one of them."""
-        return {name: _alike(self.__dict__[name]) for name in _COLUMNS}
+        return {name: _alike(column) for name, column in self.columns.items()}
 
     def __setstate__(self, columns: dict[str, Any]) -> None:
         count = len(columns["phase"])
@@ -194,12 +204,11 @@ class Requests:
         """The requests that ``rows`` marks, in their order."""
         if rows.all():
             return self
-        columns = {name: self.__dict__[name] for name in _COLUMNS}
-        return Requests({name: _where(column, rows) for name, column in columns.items()})
+        return Requests({name: _where(column, rows) for name, column in self.columns.items()})
 
     def but(self, **columns: Any) -> "Requests":
         """The same requests with other ``columns``."""
-        return Requests({name: self.__dict__[name] for name in _COLUMNS} | columns)
+        return Requests(self.columns | columns)
 
     @cached_property
     def good(self) -> Mask:
