@@ -135,13 +135,13 @@ def chunk(number: int, tokens: int) -> bytes:
 
 
 def timed(command: list[str]) -> tuple[float, float]:
-    """Wall seconds, and the largest resident set in MB."""
+    """Wall seconds, and the largest resident set of any of its processes in MB."""
     began_s = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if os.waitstatus_to_exitcode(status) not in (0, 4):
         sys.exit("the report failed")
-    return time.monotonic() - began_s, usage.ru_maxrss / 1024
+    return time.monotonic() - began_s, usage.ru_maxrss * 1024 / 1e6
 
 
 def profile(run_dir: Path) -> str:

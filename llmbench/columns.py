@@ -71,7 +71,7 @@ def kept(directory: RunDirectory) -> Iterator[Kept]:
     """The tables that still stand for their evidence, in its order."""
     found = []
     for path in _folder(directory).glob("*.npz"):
-        with suppress(*_UNUSABLE), np.load(path) as arrays:
+        with suppress(*_UNUSABLE), path.open("rb") as file, np.load(file) as arrays:
             found.append((_read(arrays["key"], _Key), path))
     for key, path in sorted(found, key=lambda each: each[0].start):
         span = Span(key.start, key.stop)
@@ -134,7 +134,7 @@ def _arrays(requests: Requests) -> dict[str, Any]:
 
 
 def _requests(path: Path) -> Requests:
-    with np.load(path) as arrays:
+    with path.open("rb") as file, np.load(file) as arrays:
         return Requests({name: _column(arrays, name) for name in Requests.names()})
 
 

@@ -7,6 +7,8 @@ What is unknown is NaN in a column of floats and ``UNKNOWN`` in one of whole num
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
+from math import prod
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -32,6 +34,9 @@ MOST_SMALL = 127
 
 AT_ONCE = 1 << 16
 """Rows whose values are looked up at a time: their places take more memory than they do."""
+
+MAPPED_BYTES = 128 << 10
+"""An array of fewer bytes is kept in the heap."""
 
 PACKED = 1024
 """Rows that are held as objects while they are packed."""
@@ -78,7 +83,7 @@ class Ragged(NamedTuple):
     def at(self, rows: Ints) -> "Ragged":
         """Those of ``rows``, in this order."""
         sizes, starts = self.sizes[rows], self.starts[rows]
-        values, done = np.empty(int(sizes.sum()), self.values.dtype), 0
+        values, done = _room((int(sizes.sum()),), self.values.dtype), 0
         for some in range(0, len(rows), AT_ONCE):
             its = sizes[some : some + AT_ONCE]
             shifts = starts[some : some + AT_ONCE] - (np.cumsum(its) - its)
@@ -250,7 +255,11 @@ def _alike(column: Any) -> Any:
 
 
 def _apart(column: Any, count: int) -> Any:
-    return np.full(count, column.value, dtype=object) if isinstance(column, _Alike) else column
+    if not isinstance(column, _Alike):
+        return column
+    same = np.empty(count, dtype=object)
+    same.fill(column.value)  # ``np.full`` would make a new string for each
+    return same
 
 
 def _where(column: Any, rows: Mask) -> Any:
@@ -262,7 +271,19 @@ def _where(column: Any, rows: Mask) -> Any:
 def _at(column: Any, numbers: Ints) -> Any:
     if column is None:
         return None
-    return column.at(numbers) if isinstance(column, Ragged) else column[numbers]
+    if isinstance(column, Ragged):
+        return column.at(numbers)
+    room = _room((len(numbers), *column.shape[1:]), column.dtype)
+    return column.take(numbers, axis=0, out=room, mode="clip")  # "raise" would make a copy
+
+
+def _room(shape: tuple[int, ...], kind: np.dtype[Any]) -> Column:
+    """An array to be filled. A large one is a mapping of its own, which goes back to the system
+    when it is freed: holes that many of them leave in the heap are too small for larger ones."""
+    size = prod(shape) * kind.itemsize
+    if size < MAPPED_BYTES or kind == object:
+        return np.empty(shape, dtype=kind)
+    return np.frombuffer(mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS), dtype=kind).reshape(shape)
 
 
 def _end_to_end(parts: Sequence[Any]) -> Any:
