@@ -281,7 +281,7 @@ def _room(shape: tuple[int, ...], kind: np.dtype[Any]) -> Column:
     """An array to be filled. A large one is a mapping of its own, which goes back to the system
     when it is freed: holes that many of them leave in the heap are too small for larger ones."""
     size = prod(shape) * kind.itemsize
-    if size < MAPPED_BYTES or kind == object:
+    if size < MAPPED_BYTES or kind.hasobject:
         return np.empty(shape, dtype=kind)
     return np.frombuffer(mmap(-1, size, MAP_PRIVATE | MAP_ANONYMOUS), dtype=kind).reshape(shape)
 
