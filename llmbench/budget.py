@@ -39,6 +39,7 @@ from llmbench.measure.turn_budget import (
 )
 from llmbench.plan.lengths import shown
 from llmbench.records import Cell, CellFacts
+from llmbench.report import svg
 from llmbench.report.budget import BudgetReport, StageRow, notes, render
 from llmbench.report.budget_picture import render_bars, render_svg
 from llmbench.report.budget_verdict import VerdictRow, search_verdict_rows, verdict_rows
@@ -153,10 +154,7 @@ def run(args: argparse.Namespace) -> int:
     if not report.rows:
         raise UserError(f"{args.run_dir}: no cell was finished")
     if args.svg is not None:
-        try:
-            args.svg.write_text(render_svg(report), encoding="utf-8")
-        except OSError as problem:
-            raise UserError(f"--svg {args.svg}: cannot be written: {problem.strerror}") from None
+        svg.save(args.svg, render_svg(report))
     answered = any(row.answered for row in report.rows)
     if not answered and args.format in ("table", "markdown"):
         reasons = [reason for row in report.rows for reason in row.reasons]

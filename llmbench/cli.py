@@ -155,6 +155,11 @@ def report(args: argparse.Namespace) -> int:
         raise UserError(f"{args.run_dir}: no cell was finished")
     with suppress(OSError):  # a read-only run is still worth reading
         directory.save_summary(cells)
+    if args.svg is not None:
+        from llmbench.report import svg
+        from llmbench.report.frontier import render_frontier
+
+        svg.save(args.svg, render_frontier(cells))
     if args.stages:
         from llmbench.report.stages import render_stages
 

@@ -308,6 +308,9 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slo", default=None, metavar="M.P=T,…", help="other objectives than the run's, or a name"
     )
+    parser.add_argument(
+        "--svg", type=Path, metavar="FILE", help="write a picture too: latency against throughput"
+    )
 
 
 def _compare_flags(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from llmbench.measure.turn_budget import BudgetRow
+from llmbench.report import svg
 from llmbench.report.budget import BudgetReport, row_name, shortened
 from llmbench.report.columns import NEVER, NOT_MEASURED, digits
 
@@ -24,11 +25,8 @@ MOST_BUDGETS = 2.5
 
 _LLM_BLOCK, _STAGE_BLOCKS = "█", "▓▒░▚▤▥"
 
-# M. Okabe & K. Ito, Color Universal Design (2008): told apart by all common kinds of sight.
-_LLM_COLOR = "#0072B2"
-_STAGE_COLORS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00")
-_DARK = (_LLM_COLOR, "#009E73", "#D55E00")
-"""The colours on which white text is the one to read."""
+_LLM_COLOR = svg.BLUE
+_STAGE_COLORS = (svg.ORANGE, svg.SKY, svg.GREEN, svg.YELLOW, svg.PURPLE, svg.RED)
 
 
 class Part(NamedTuple):
@@ -121,7 +119,6 @@ def _cells(parts: Sequence[Part], blocks: dict[str, str], per_ms: float) -> str:
 
 _WIDTH, _LEFT, _RIGHT, _TOP = 900, 210, 150, 84
 _BAR, _GAP, _AXIS = 26, 14, 56
-_TEXT = 'font-family="Helvetica, Arial, DejaVu Sans, sans-serif"'
 
 
 def render_svg(report: BudgetReport) -> str:
@@ -130,23 +127,17 @@ def render_svg(report: BudgetReport) -> str:
     longest_ms = _span_ms(drawn, report.budget_ms)
     per_ms = (_WIDTH - _LEFT - _RIGHT) / longest_ms
     bottom = _TOP + max(len(drawn), 1) * (_BAR + _GAP)
-    height = bottom + _AXIS
     title = f"Where the milliseconds of a turn go: budget {digits(report.budget_ms)} ms"
     pieces = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" '
-        f'viewBox="0 0 {_WIDTH} {height}" role="img" {_TEXT} font-size="13">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-        _text(16, 28, title, size=17, weight="bold"),
         *_legend(report),
         *_axis(longest_ms, per_ms, bottom),
-        _text(_WIDTH - 12, _TOP - 8, "in budget", anchor="end"),
-        _text(_WIDTH - _RIGHT + 8, _TOP - 8, "medians"),
+        svg.text(_WIDTH - 12, _TOP - 8, "in budget", anchor="end"),
+        svg.text(_WIDTH - _RIGHT + 8, _TOP - 8, "medians"),
     ]
     for index, bar in enumerate(drawn):
         pieces += _svg_bar(bar, _TOP + index * (_BAR + _GAP), per_ms, _colors(report))
-    pieces += [*_budget_mark(report.budget_ms, per_ms, bottom), "</svg>"]
-    return "\n".join(pieces) + "\n"
+    pieces += _budget_mark(report.budget_ms, per_ms, bottom)
+    return svg.document(_WIDTH, bottom + _AXIS, title, pieces)
 
 
 def _colors(report: BudgetReport) -> dict[str, str]:
@@ -159,7 +150,7 @@ def _colors(report: BudgetReport) -> dict[str, str]:
 
 def _svg_bar(bar: Bar, top: float, per_ms: float, colors: dict[str, str]) -> list[str]:
     middle = top + _BAR / 2 + 4.5
-    pieces = [_text(_LEFT - 10, middle, bar.label, anchor="end")]
+    pieces = [svg.text(_LEFT - 10, middle, bar.label, anchor="end")]
     x, end = float(_LEFT), float(_WIDTH - _RIGHT)
     for part in bar.parts:
         width = min(part.ms * per_ms, end - x)
@@ -170,13 +161,13 @@ def _svg_bar(bar: Bar, top: float, per_ms: float, colors: dict[str, str]) -> lis
         )
         figure = digits(part.ms)
         if width > 8 * len(figure):
-            ink = "#ffffff" if color in _DARK else "#000000"
-            pieces.append(_text(x + 5, middle, figure, fill=ink))
+            ink = "#ffffff" if color in svg.DARK else "#000000"
+            pieces.append(svg.text(x + 5, middle, figure, fill=ink))
         x += width
     if bar.ms * per_ms > end - _LEFT:
         pieces.append(_goes_on(end, top))
-    pieces.append(_text(_WIDTH - _RIGHT + 8, middle, bar.total))
-    pieces.append(_text(_WIDTH - 12, middle, bar.in_budget, anchor="end", weight="bold"))
+    pieces.append(svg.text(_WIDTH - _RIGHT + 8, middle, bar.total))
+    pieces.append(svg.text(_WIDTH - 12, middle, bar.in_budget, anchor="end", weight="bold"))
     return pieces
 
 
@@ -193,52 +184,29 @@ def _legend(report: BudgetReport) -> list[str]:
         whole = name == LLM and len(report.stages) <= MOST_STAGES
         shown = f"{name}, to the first speakable chunk" if whole else name
         pieces.append(f'<rect x="{x:.1f}" y="44" width="14" height="14" fill="{color}"/>')
-        pieces.append(_text(x + 20, 56, shown))
+        pieces.append(svg.text(x + 20, 56, shown))
         x += 20 + 7.2 * len(shown) + 18
     return pieces
 
 
 def _axis(longest_ms: float, per_ms: float, bottom: float) -> list[str]:
-    step = _step(longest_ms)
+    step = svg.step(longest_ms)
     pieces = []
     for index in range(int(longest_ms / step) + 1):
         ms = index * step
         x = _LEFT + ms * per_ms
-        pieces.append(
-            f'<line x1="{x:.1f}" y1="{_TOP - 4}" x2="{x:.1f}" y2="{bottom}" stroke="#dddddd"/>'
-        )
-        pieces.append(_text(x, bottom + 18, f"{ms:g}", anchor="middle"))
+        pieces.append(svg.line((x, _TOP - 4), (x, bottom), svg.PALE))
+        pieces.append(svg.text(x, bottom + 18, f"{ms:g}", anchor="middle"))
     middle = _LEFT + longest_ms * per_ms / 2
-    pieces.append(_text(middle, bottom + 40, "time since the user stopped (ms)", anchor="middle"))
+    pieces.append(
+        svg.text(middle, bottom + 40, "time since the user stopped (ms)", anchor="middle")
+    )
     return pieces
-
-
-def _step(longest: float) -> float:
-    """1, 2 or 5 times a power of ten, for four to ten marks."""
-    power = 10.0 ** math.floor(math.log10(longest / 4))
-    return float(max(times * power for times in (1, 2, 5) if times * power <= longest / 4))
 
 
 def _budget_mark(budget_ms: float, per_ms: float, bottom: float) -> list[str]:
     x = _LEFT + budget_ms * per_ms
     return [
-        f'<line x1="{x:.1f}" y1="{_TOP - 8}" x2="{x:.1f}" y2="{bottom}" stroke="#000000" '
-        'stroke-width="2" stroke-dasharray="6 4"/>',
-        _text(x - 6, _TOP - 8, f"budget {digits(budget_ms)} ms", anchor="end", weight="bold"),
+        svg.line((x, _TOP - 8), (x, bottom), svg.BLACK, width=2, dashes="6 4"),
+        svg.text(x - 6, _TOP - 8, f"budget {digits(budget_ms)} ms", anchor="end", weight="bold"),
     ]
-
-
-def _text(
-    x: float,
-    y: float,
-    text: str,
-    *,
-    anchor: str = "start",
-    size: int = 13,
-    weight: str = "normal",
-    fill: str = "#000000",
-) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
-        f'font-weight="{weight}" fill="{fill}">{escape(text)}</text>'
-    )

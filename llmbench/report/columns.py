@@ -266,7 +266,7 @@ def _rate(
     return Column(
         head,
         lambda cell: figure(cell, value(cell)),
-        Measure(lambda cell: comparison.rate(cell, value(cell)), less_is_better=False),
+        Measure(lambda cell: comparison.rate(cell, value(cell), ci95(cell)), less_is_better=False),
         ratio=not spare,
         spare=spare,
         interval=None if spare else lambda cell: reach(cell, value(cell), ci95(cell)),

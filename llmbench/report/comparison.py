@@ -8,11 +8,11 @@ from llmbench.errors import UserError
 from llmbench.records import Block, Cell
 
 RATE_MARGIN = 0.02
-"""How far apart two figures must be that have no interval of their own."""
+"""How far apart two figures must be of which one has no interval."""
 
 
 class Figure(NamedTuple):
-    """One figure, and between which bounds it may as well lie. A rate has no interval."""
+    """One figure, and between which bounds it may as well lie."""
 
     value: float
     low: float
@@ -64,9 +64,11 @@ def quantile(cell: Cell, block: Block | None, name: str, error_ms: float = 0.0) 
     return Figure(value, low - error_ms, high + error_ms, name in block.ci95)
 
 
-def rate(cell: Cell, value: float | None) -> Figure | None:
-    """A figure that is one number for the whole cell."""
-    return None if value is None or cell.verdict == "invalid" else exactly(value)
+def rate(cell: Cell, value: float | None, ci95: tuple[float, float] | None = None) -> Figure | None:
+    """A figure that is one number for the whole cell, with its 95% interval where it has one."""
+    if value is None or cell.verdict == "invalid":
+        return None
+    return exactly(value) if ci95 is None else Figure(value, *ci95, has_interval=True)
 
 
 def exactly(value: float) -> Figure:

@@ -119,7 +119,7 @@ def _comparing(cells: Sequence[Cell], mark: str, baseline: str | None) -> list[s
     if mark:
         lines.append(
             f"{mark}: best at its load beyond doubt: its 95% interval and ruler error overlap no "
-            "other's; rates and sizes differ by more than 2%"
+            "other's; what has no interval differs by more than 2%"
         )
     if baseline and several_targets(cells):
         lines.append(
