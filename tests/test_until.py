@@ -1,5 +1,8 @@
 """What ends a cell beside its number of requests: certainty, failures, and the end of the grace."""
 
+import random
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,10 +132,15 @@ def test_equal_samples_are_certain_once_there_is_an_interval(rule: str, fewest: 
     assert not until.certain([])
 
 
+def mixed(values: Iterable[float]) -> list[float]:
+    """``values`` in an order without a memory."""
+    return random.Random(1).sample(found := list(values), len(found))
+
+
 def test_the_wider_side_counts() -> None:
     # p50 of 1 to 100 is 50. Of 100 values 37 to 63 lie below a median with 98.9% or more, each
     # tail at most 0.5%: ranks 37 and 64, 13 below and 14 above, 26% and 28% of it.
-    samples = [float(value) for value in range(1, 101)]
+    samples = mixed(range(1, 101))
     until = read_until("ci=28%")
     width = until.half_width(samples, 0.99)
     assert width is not None
@@ -140,6 +148,14 @@ def test_the_wider_side_counts() -> None:
     assert until.certain(samples)
     assert until.certain(samples[::-1])  # in whichever order they came
     assert not read_until("ci=27.9%").certain(samples)
+
+
+def test_samples_that_resemble_their_neighbours_are_less_certain() -> None:
+    """What holds for a hundred that come in any order does not where one stretch was slow."""
+    samples = [1.0 + n // 10 / 100 for n in range(100)]
+    until = read_until("ci=5%")
+    assert until.certain(mixed(samples))
+    assert not until.certain(samples)
 
 
 def test_more_samples_are_more_certain() -> None:
@@ -151,12 +167,12 @@ def test_more_samples_are_more_certain() -> None:
 
 def test_failures_are_infinite_latencies() -> None:
     until = read_until("ci=5%")
-    assert until.certain([1.0] * 80 + [INF] * 20)
-    assert not until.certain([1.0] * 55 + [INF] * 45)  # rank 64 is a failure
-    assert not until.certain([1.0] * 40 + [INF] * 60)  # the median itself is one
+    assert until.certain(mixed([1.0] * 80 + [INF] * 20))
+    assert not until.certain(mixed([1.0] * 55 + [INF] * 45))  # rank 64 is a failure
+    assert not until.certain(mixed([1.0] * 40 + [INF] * 60))  # the median itself is one
     assert not until.certain([INF] * 100)
-    assert not read_until("ttft.p95=50%").certain([1.0] * 480 + [INF] * 20)
-    assert read_until("ttft.p95=50%").certain([1.0] * 499 + [INF])
+    assert not read_until("ttft.p95=50%").certain(mixed([1.0] * 480 + [INF] * 20))
+    assert read_until("ttft.p95=50%").certain(mixed([1.0] * 499 + [INF]))
 
 
 def test_a_latency_of_zero_has_no_share() -> None:
@@ -183,7 +199,7 @@ def test_any_samples_have_an_answer(samples: list[float], share: int) -> None:
         ),
         (
             "ci=10%",
-            [float(value) for value in range(1, 101)],
+            mixed(range(1, 101)),
             5,
             False,
             "TTFT p50 within ±10% not reached at look 5 of 5: ±28% (99%)",

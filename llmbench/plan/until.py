@@ -13,6 +13,7 @@ import numpy as np
 from msgspec import Struct
 
 from llmbench.errors import UserError
+from llmbench.measure.autocorrelation import effective_n
 from llmbench.measure.statistics import fewest, interval, quantile
 from llmbench.plan.lengths import shown
 
@@ -38,13 +39,14 @@ class Until(Struct, frozen=True):
         return fewest(_QUANTILES[self.quantile], 1 - _ERROR / LOOKS)
 
     def half_width(self, samples: Sequence[float], confidence: float) -> float | None:
-        """The greater side of the interval as a share of the quantile, where there is one."""
+        """The greater side of the interval as a share of the quantile, where there is one. The
+        ``samples`` are in the order of time: those that depend on each other count for fewer."""
         if not len(samples):
             return None
-        ordered = np.sort(np.asarray(samples, dtype=np.float64))
-        p = _QUANTILES[self.quantile]
-        bounds = interval(ordered, p, len(ordered), confidence)
+        in_order = np.asarray(samples, dtype=np.float64)
+        ordered, p = np.sort(in_order), _QUANTILES[self.quantile]
         value = quantile(ordered, p)
+        bounds = interval(ordered, p, effective_n(in_order, value), confidence)
         if bounds is None or not 0 < value < math.inf:
             return None
         low, high = bounds
