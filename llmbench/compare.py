@@ -153,7 +153,8 @@ def _in_order(runs: Sequence[str], baseline: str | None) -> list[str]:
     if len(runs) < 2:
         raise UserError("compare: give two runs or more, the baseline first")
     if len(set(runs)) < len(runs):
-        raise UserError("compare: a run is named twice; a run is the same as itself")
+        twice = next(each for number, each in enumerate(runs) if each in runs[:number])
+        raise UserError(f"compare: {twice}: named twice; a run is the same as itself")
     if baseline is None:
         return list(runs)
     if baseline not in runs:
@@ -174,9 +175,14 @@ class Group(NamedTuple):
 def _groups(runs: Sequence[str], baseline: str | None) -> list[Group]:
     """The sides, the baseline's first: runs or, of one run alone, its targets."""
     if len(runs) > 1:
-        return [_read(name) for name in _in_order(runs, baseline)]
-    (whole,) = [_read(name) for name in runs]
-    targets = list(dict.fromkeys(each.cell.target for its in whole.runs for each in its))
+        names = _in_order(runs, baseline)
+        _refuse_twice([path for name in names for path in _paths(name)])
+        return [_read(name) for name in names]
+    _refuse_twice(_paths(runs[0]))
+    whole = _read(runs[0])
+    # As the user named them: cells are run in turns, and whose was first is chance.
+    numbers = {each.facts.target: each.cell.target for its in whole.runs for each in its}
+    targets = list(dict.fromkeys(name for _, name in sorted(numbers.items())))
     if len(targets) < 2:
         raise UserError(f"compare: {runs[0]} has one target; give two runs or more, or --ab")
     return [_of_target(whole, target) for target in _in_order(targets, baseline)]
@@ -189,13 +195,26 @@ def _of_target(whole: Group, target: str) -> Group:
 
 def _read(name: str) -> Group:
     """The runs that ``name`` names: one directory, or several with commas between."""
-    paths = [name] if Path(name).exists() else [part for part in name.split(",") if part]
     runs: list[list[Stored]] = []
-    for path in paths or [name]:
-        cells = _cells(Path(path))
+    for path in _paths(name):
+        cells = _cells(path)
         repeats = sorted({each.facts.repeat for each in cells})
         runs += [[each for each in cells if each.facts.repeat == number] for number in repeats]
     return Group(name, runs)
+
+
+def _paths(name: str) -> list[Path]:
+    parts = [name] if Path(name).exists() else [part for part in name.split(",") if part]
+    return [Path(part) for part in parts or [name]]
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    """A run that counts twice passes for two that agree."""
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise UserError(f"compare: {path}: the run is named twice")
+        seen.add(path.resolve())
 
 
 def _cells(path: Path) -> "list[Stored]":
@@ -247,6 +266,7 @@ def _compare(base: Group, other: Group, rules: "Sequence[Rule]") -> "tuple[list[
                 differs=list(dict.fromkeys(told)),
                 results=compared.results,
                 left_out=compared.left_out,
+                failures=compared.failures,
                 rules=[check(rule, compared) for rule in rules],
             )
         )

@@ -164,7 +164,18 @@ def test_an_invalid_cell_is_not_compared() -> None:
     bad = replace(one.cell, verdict="invalid", reasons=["client saturated"])
     compared = compare_cells(Side([one]), Side([one._replace(cell=bad)]))
     assert not compared.results
-    assert set(compared.left_out.values()) == {"a cell is INVALID: client saturated"}
+    assert set(compared.left_out.values()) == {"the other run is INVALID: client saturated"}
+
+
+def test_what_was_never_answered_is_no_other_work() -> None:
+    one = stored(traces(lognormal(80, 1)))
+    none = stored([broken(n) for n in range(80)])
+    assert differences(one, none) == []
+    compared = compare_cells(Side([one]), Side([none]))
+    (why,) = set(compared.left_out.values())
+    assert why == "no request of the other run succeeded (80 reset: words)"
+    assert [each.failed for each in compared.failures] == [0, 80]
+    assert compared.failures[1].ci95[1] == 1.0
 
 
 def test_an_open_loop_has_no_rate_to_compare() -> None:
@@ -431,8 +442,14 @@ def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MakeRun:
     """Write a run of one target, a cell for each item; returns how to name it."""
     monkeypatch.chdir(tmp_path)
 
-    def make(name: str, *cells: tuple[CellFacts, list[Trace]], api: str = "chat") -> str:
-        directory = RunDirectory.create(Sweep(out=name), [target(name, api=api)], {})
+    def make(
+        name: str,
+        *cells: tuple[CellFacts, list[Trace]],
+        api: str = "chat",
+        targets: Sequence[str] = (),
+    ) -> str:
+        its = [target(each, api=api) for each in targets or (name,)]
+        directory = RunDirectory.create(Sweep(out=name), its, {})
         for number, (facts, its) in enumerate(cells):
             numbered = [replace(trace, cell=number) for trace in its]
             directory.add_cell(replace(facts, cell=number), numbered)
@@ -583,6 +600,31 @@ def test_an_invalid_run_of_several_is_left_out_and_named(
     assert "not compared: 1 in flight, prompts of 128, replies of 3, one of 3 runs of bad" in out
 
 
+def test_targets_of_one_run_are_compared_in_the_order_in_which_they_were_named(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever was run first."""
+    its = traces(lognormal(80, 1))
+    cells = [(replace(facts_of(), target=number), its) for number in (1, 0)]
+    run = make_run("both", *cells, targets=("old", "new"))
+    assert command(run) == 0
+    assert capsys.readouterr().out.startswith("A: old\nB: new\n")
+
+
+def test_failures_of_either_side_are_said(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    its = traces(lognormal(80, 1))
+    a = make_run("old", (facts_of(), its))
+    b = make_run("new", (facts_of(), [broken(n) if n % 4 == 3 else x for n, x in enumerate(its)]))
+    assert command(a, b, "--fail-if", "failed > 1%") == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert (
+        "failed requests at 1 in flight, prompts of 128, replies of 3: A 0 of 80, B 20 of 80" in out
+    )
+    assert "FAILED: failed > 1% at 1 in flight, prompts of 128, replies of 3: 20 of 80 [" in out
+
+
 def test_what_has_no_partner_is_named(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -608,6 +650,10 @@ def test_nothing_to_compare(make_run: MakeRun) -> None:
     [
         (["old"], "two runs or more"),
         (["old", "old"], "named twice"),
+        (["old", "./old"], "named twice"),
+        (["old,old", "new"], "named twice"),
+        (["old,new", "new"], "named twice"),
+        (["old", "old,"], "named twice"),
         (["old", "gone"], "gone: not a run directory"),
         (["old", "new", "--baseline", "x"], "--baseline x: none of the runs"),
         (["old", "new", "--margin", "3"], "--margin 3: write a percentage"),

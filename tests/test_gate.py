@@ -1,10 +1,16 @@
 """The rules of a gate: what they say, and when they fail."""
 
+import math
+
 import pytest
 
 from llmbench.errors import UserError
 from llmbench.measure.compare import Compared, Estimate, Result
+from llmbench.measure.failures import Failures
 from llmbench.measure.gate import check, failed, read_rule
+from llmbench.measure.goodput import wilson
+
+INF = math.inf
 
 
 @pytest.mark.parametrize(
@@ -38,6 +44,9 @@ def test_rules(text: str, metric: str, above: bool, limit: float, relative: bool
         ("ttft.p95 > 5", "in %, ms or s"),
         ("otps < 5ms", "a number a second"),
         ("otps < -100%", "nothing is less"),
+        ("ttft.p95 > -5ms", "nothing is less than 0"),
+        ("failed > 5", "give a share of requests"),
+        ("failed > 100%", "give a share of requests"),
     ],
 )
 def test_what_is_no_rule(text: str, words: str) -> None:
@@ -46,6 +55,13 @@ def test_what_is_no_rule(text: str, words: str) -> None:
     assert words in str(problem.value)
     assert "--fail-if" in str(problem.value)
     assert "\n" not in str(problem.value)
+
+
+def of_100(failed: int) -> Failures:
+    return Failures(failed=failed, n=100, ci95=wilson(failed, 100))
+
+
+NONE_FAILED = of_100(0)
 
 
 def compared(
@@ -66,7 +82,7 @@ def compared(
         ruler=ruler,
         p_value=0.5,
     )
-    return Compared([result], {"ttft.p99": "too few"})
+    return Compared([result], {"ttft.p99": "too few"}, (NONE_FAILED, NONE_FAILED))
 
 
 @pytest.mark.parametrize(
@@ -100,6 +116,37 @@ def test_a_rate_that_falls() -> None:
 def test_the_ruler_counts_against_a_limit_of_its_own() -> None:
     measured = compared("ttft.p95", 1.10, 1, 1.2, ruler=0.1)
     assert check(read_rule("ttft.p95 > 100ms"), measured).fate == "not known"
+
+
+@pytest.mark.parametrize(
+    ("rule", "before", "now", "fate"),
+    [
+        ("failed > 1%", 0, 10, "failed"),  # 10 of 100: 5.5 to 17.4%
+        ("failed > 1%", 10, 10, "failed"),
+        ("failed > 5.6%", 0, 10, "not known"),
+        ("failed > 18%", 0, 10, "passed"),
+        ("failed > 1%", 0, 0, "not known"),  # up to 3.7% of a hundred
+        ("failed > 0%", 0, 0, "passed"),
+        ("failed > 0%", 0, 1, "failed"),
+        ("ttft.p99 > 5%", 0, 10, "failed"),  # it is +∞
+        ("ttft.p99 > 500ms", 0, 10, "failed"),
+        ("ttft.p99 < -5%", 0, 10, "not known"),
+        ("ttft.p99 > 5%", 0, 2, "not known"),
+        ("ttft.p99 > 5%", 10, 10, "not known"),  # as it was before
+    ],
+)
+def test_what_failed(rule: str, before: int, now: int, fate: str) -> None:
+    known = compared("ttft.p95", 1, 1, 1)._replace(failures=(of_100(before), of_100(now)))
+    assert check(read_rule(rule), known).fate == fate
+
+
+def test_what_failed_in_words() -> None:
+    known = compared("ttft.p95", 1, 1, 1)._replace(failures=(of_100(0), of_100(10)))
+    told = check(read_rule("failed > 1%"), known).words
+    assert told == "10 of 100 [5.5%, 17.4%]; before 0 of 100"
+    assert check(read_rule("ttft.p99 > 5%"), known).words == "∞: 10.0% of requests failed"
+    endless = check(read_rule("ttft.p95 > 5%"), compared("ttft.p95", INF, 1.2, INF))
+    assert endless.words == "+∞ [+20.0%, +∞]"
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from msgspec import Struct
 
 from llmbench.measure import statistics as stats
 from llmbench.measure.autocorrelation import Dependence, autocorrelation_time
+from llmbench.measure.failures import Failures, failures
 from llmbench.measure.gaps import means, token_gaps
 from llmbench.measure.likeness import Side
 from llmbench.measure.rates import FEWEST_FOR_A_RATE
@@ -53,6 +54,9 @@ HEADLINE = ("ttft.p50", "ttft.p95", "itl.p50", "otps")
 
 MOST_DRAWN = 2_000_000
 """Indices drawn at a time: 16 MB."""
+
+ONE_HAS = "; one has "
+"""Before the number in the reason why a figure is not compared."""
 
 Kind = Literal["slower", "faster", "same", "unknown"]
 Interval = tuple[float, float]
@@ -96,10 +100,12 @@ class Result(Struct, kw_only=True):
 
 
 class Compared(NamedTuple):
-    """What could be compared of two cells, and why the other metrics could not."""
+    """What could be compared of two cells, why the other metrics could not, and what failed of the
+    baseline and of the other."""
 
     results: list[Result]
     left_out: dict[str, str]
+    failures: tuple[Failures, Failures]
 
 
 class Drawn(NamedTuple):
@@ -119,7 +125,7 @@ def compare_cells(
     """Each of ``metrics`` of the two, without verdicts yet: those come from all together
     (``claims``)."""
     rng = np.random.default_rng(seed)
-    compared = Compared([], {})
+    compared = Compared([], {}, (failures(base), failures(other)))
     for metric in metrics:
         try:
             compared.results.append(_compare(metric, base, other, rng))
@@ -132,9 +138,8 @@ def compare_cells(
 
 
 def _compare(metric: str, base: Side, other: Side, rng: np.random.Generator) -> Result:
-    for cell in (*base.cells, *other.cells):
-        if cell.verdict == "invalid":
-            raise NotCompared(f"a cell is INVALID: {'; '.join(cell.reasons)}")
+    _check("the baseline", base)
+    _check("the other run", other)
     by_run = min(len(base.stored), len(other.stored)) > 1
     drawn = [_drawn(metric, side, by_run, rng) for side in (base, other)]
     a, b = (each.estimate for each in drawn)
@@ -158,6 +163,18 @@ def _compare(metric: str, base: Side, other: Side, rng: np.random.Generator) -> 
         ruler=off,
         p_value=_p_value(ratio, ci95),
     )
+
+
+def _check(name: str, side: Side) -> None:
+    for cell in side.cells:
+        if cell.verdict == "invalid":
+            raise NotCompared(f"{name} is INVALID: {'; '.join(cell.reasons)}")
+        if not cell.requests.ok:
+            counts = cell.requests
+            told = [f"{count} {kind}" for kind, count in counts.failures.items()]
+            told += list(counts.details.values())[:1]
+            why = f" ({': '.join((', '.join(told[:-1]), told[-1]))})" if told else ""
+            raise NotCompared(f"no request of {name} succeeded{why}")
 
 
 # ── the figures of one side ──────────────────────────────────────────────────────────────────────
@@ -211,9 +228,8 @@ def _quantile(
     value = stats.quantile(ordered, share) if len(ordered) else math.nan
     worth = sum(Dependence(each.values, unit).worth(value) for each in runs if len(each.values))
     if int(worth) < stats.fewest(share):
-        raise NotCompared(
-            f"{p} needs {stats.fewest(share)} independent requests a side; one has {int(worth)}"
-        )
+        fewest = stats.fewest(share)
+        raise NotCompared(f"{p} needs {fewest} independent requests a side{ONE_HAS}{int(worth)}")
     cut = min(each.cut for each in runs)
     if math.isfinite(cut) and value >= cut:
         raise NotCompared(f"{p} lies beyond where requests were cut off")
@@ -254,9 +270,8 @@ def _rate(name: str, side: Side, by_run: bool, rng: np.random.Generator) -> Draw
     times = 1.0 if by_run else autocorrelation_time(whole - known * seconds)
     worth = n / max(times, unit)
     if worth < FEWEST_FOR_A_RATE:
-        raise NotCompared(
-            f"a rate needs {FEWEST_FOR_A_RATE} independent requests a side; one has {int(worth)}"
-        )
+        fewest = FEWEST_FOR_A_RATE
+        raise NotCompared(f"a rate needs {fewest} independent requests a side{ONE_HAS}{int(worth)}")
     parts = (
         whole[rows].sum(axis=1) / seconds[rows].sum(axis=1) for rows in resampled(rng, sizes, unit)
     )

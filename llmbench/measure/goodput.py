@@ -79,7 +79,7 @@ def latencies_s(requests: Requests, metric: str) -> Floats:
     return np.where(requests.lost, np.inf, seconds)
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
+def wilson(hits: float, n: float) -> tuple[float, float]:
     """The 95% score interval of a share: E. B. Wilson, JASA 22 (1927), 209–212."""
     z2 = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2
     share = hits / n

@@ -103,6 +103,8 @@ def _exactly(stored: Stored) -> object:
 
 def differences(base: Stored, other: Stored) -> list[str]:
     """What makes the two other work, one short text each; empty where their figures compare."""
+    if not (base.cell.requests.ok and other.cell.requests.ok):
+        return []  # there is nothing to compare, and that is why
     told = [
         f"{what} {_word(mine)} against {_word(its)}"
         for (what, mine), (_, its) in zip(_conditions(base), _conditions(other), strict=True)

@@ -11,7 +11,8 @@ from msgspec import Struct
 
 from llmbench import __version__
 from llmbench.measure.claims import percent
-from llmbench.measure.compare import METRICS, Estimate, Result
+from llmbench.measure.compare import METRICS, ONE_HAS, Estimate, Result
+from llmbench.measure.failures import Failures
 from llmbench.measure.gate import Outcome
 from llmbench.records import Load
 from llmbench.report.columns import digits
@@ -26,13 +27,15 @@ DIFFERS, SAME = "*", "="
 
 
 class Pair(Struct, kw_only=True):
-    """One load of one run against the baseline's. ``differs`` is what makes them other work."""
+    """One load of one run against the baseline's. ``differs`` is what makes them other work, and
+    ``failures`` are the baseline's and the run's."""
 
     run: str
     load: str
     differs: list[str]
     results: list[Result]
     left_out: dict[str, str]
+    failures: tuple[Failures, Failures]
     rules: list[Outcome]
 
 
@@ -114,6 +117,10 @@ def render_junit(comparison: Comparison) -> str:
                 Xml.SubElement(case, "failure", message=each.words)
             elif each.fate == "not known":
                 Xml.SubElement(case, "skipped", message=f"not known: {each.words}")
+    for words in comparison.unmatched:  # no rule was held against it
+        case = Xml.SubElement(suite, "testcase", classname="not compared", name=words)
+        Xml.SubElement(case, "skipped", message=f"not known: {words}")
+        fates.append("not known")
     suite.set("tests", str(len(fates)))
     suite.set("failures", str(fates.count("failed")))
     suite.set("skipped", str(fates.count("not known")))
@@ -243,6 +250,7 @@ def _names(comparison: Comparison) -> list[str]:
 def _notes(comparison: Comparison) -> list[str]:
     return [
         *_rule_lines(comparison),
+        *_failed(comparison),
         *_differing(comparison),
         *_left_out(comparison),
         *(f"not compared: {each}" for each in comparison.unmatched),
@@ -263,6 +271,24 @@ def _rule_lines(comparison: Comparison) -> list[str]:
     ]
 
 
+def _failed(comparison: Comparison) -> list[str]:
+    """What failed on either side, where anything did."""
+    letters = dict(zip(comparison.runs, _letters(len(comparison.runs)), strict=True))
+    lines = []
+    for pair in comparison.pairs:
+        sides = zip(("A", letters[pair.run]), pair.failures, strict=True)
+        if any(each.failed for each in pair.failures):
+            told = ", ".join(f"{letter} {_of_n(each)}" for letter, each in sides)
+            lines.append(f"failed requests at {pair.load}: {told}")
+    return lines
+
+
+def _of_n(failures: Failures) -> str:
+    low, high = failures.ci95
+    share = f" ({failures.share:.1%} [{low:.1%}, {high:.1%}])" if failures.failed else ""
+    return f"{failures.failed} of {failures.n}{share}"
+
+
 def _differing(comparison: Comparison) -> list[str]:
     return [
         f"other work, compared all the same, at {_place(comparison, pair)}: "
@@ -274,13 +300,21 @@ def _differing(comparison: Comparison) -> list[str]:
 
 def _left_out(comparison: Comparison) -> list[str]:
     """One line for each reason."""
-    metrics: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], dict[str, str]] = {}
     for pair in comparison.pairs:
-        for metric, why in pair.left_out.items():
-            metrics.setdefault((_place(comparison, pair), why), []).append(metric)
+        for metric, words in pair.left_out.items():
+            why, _, count = words.partition(ONE_HAS)
+            found.setdefault((_place(comparison, pair), why), {})[metric] = count
+    by_metrics: dict[tuple[str, str], list[str]] = {}
+    for (place, why), its in found.items():
+        counts = sorted({int(each) for each in its.values() if each})
+        ends = dict.fromkeys(map(str, (counts[0], counts[-1]))) if counts else ()
+        has = f"{ONE_HAS}{' to '.join(ends)}" if ends else ""
+        which = "all" if len(its) == len(METRICS) else ", ".join(its)
+        by_metrics.setdefault((which, why + has), []).append(place)
     return [
-        f"not compared, {'all' if len(its) == len(METRICS) else ', '.join(its)} at {place}: {why}"
-        for (place, why), its in metrics.items()
+        f"not compared, {which} at {'; '.join(places)}: {why}"
+        for (which, why), places in by_metrics.items()
     ]
 
 
