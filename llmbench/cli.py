@@ -153,8 +153,9 @@ def report(args: argparse.Namespace) -> int:
     cells = report_cells(run.targets, slo, runs)
     if not cells:
         raise UserError(f"{args.run_dir}: no cell was finished")
-    with suppress(OSError):  # a read-only run is still worth reading
-        directory.save_summary(cells)
+    if args.slo is None:  # what if is no fact of the run
+        with suppress(OSError):  # a read-only run is still worth reading
+            directory.save_summary(cells)
     if args.svg is not None:
         from llmbench.report import svg
         from llmbench.report.frontier import render_frontier

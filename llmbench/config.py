@@ -4,7 +4,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -219,12 +219,16 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return -(-warmup // at_once) * at_once if self.batch_size else warmup
 
 
-def load_sweep(flags: dict[str, Any], config: Path | None = None) -> Sweep:
-    """The sweep of a config file, where there is one, under the flags that were given.
+def load_sweep(
+    flags: dict[str, Any], config: Path | None = None, of_command: Sequence[str] = ()
+) -> Sweep:
+    """The sweep of a config file, where there is one, under the flags that were given. The file may
+    have the keys ``of_command`` too, which are passed over.
 
     Raises ``UserError`` with the file or flag, the key and what would be right.
     """
     settings = _read_toml(config) if config else {}
+    settings = {key: value for key, value in settings.items() if key not in of_command}
     _check_keys(settings, config)
     for one, other in EXCLUSIVE:
         if {one, other} <= flags.keys():
@@ -256,18 +260,38 @@ def load_sweep(flags: dict[str, Any], config: Path | None = None) -> Sweep:
 def load_search(flags: dict[str, Any], config: Path | None = None, *, by_slo: bool = True) -> Sweep:
     """The sweep of a search for capacity: its one load is the most that is tried. It goes by the
     objectives, which must be there, unless ``by_slo`` is false."""
-    flags = dict(flags)
-    by, most = flags.pop("by", "concurrency"), flags.pop("most", 256.0)
+    by, most = _search_of(flags, config)
+    flags = {key: value for key, value in flags.items() if key not in ("by", "most")}
     key = "request_rate" if by == "rate" else "concurrency"
     for other in ("concurrency", "request_rate", "batch_size"):
         if other in flags:
             raise UserError(f"{_flag(other)}: a search chooses its loads; give --least and --most")
-    sweep = load_sweep(flags | {key: [most if by == "rate" else int(most)], "search": by}, config)
+    its = {key: [most if by == "rate" else int(most)], "search": by}
+    sweep = load_sweep(flags | its, config, of_command=("by", "most"))
+    if sweep.repeat > 1:
+        raise UserError(f"{_place('repeat', flags, config)}: a search confirms its loads by itself")
+    if by == "concurrency" and sweep.least != int(sweep.least):
+        place = _place("least", flags, config)
+        raise UserError(f"{place} {sweep.least:g}: requests in flight are a whole number")
     if by_slo and not sweep.slo:
         raise UserError("--slo: say what is to be met, such as --slo ttft.p95=500ms")
     if sweep.least >= most:
         raise UserError(f"--least {sweep.least:g}: must be less than --most {most:g}")
     return sweep
+
+
+def _search_of(flags: dict[str, Any], config: Path | None) -> tuple[str, float]:
+    """What a search varies, and up to where."""
+    settings = (_read_toml(config) if config else {}) | flags
+    by, most = settings.get("by", "concurrency"), settings.get("most", 256.0)
+    if by not in ("concurrency", "rate"):
+        raise UserError(f"{_place('by', flags, config)}: expected concurrency or rate")
+    place = _place("most", flags, config)
+    if not isinstance(most, int | float) or isinstance(most, bool) or not 0 < most < math.inf:
+        raise UserError(f"{place}: expected a number above 0")
+    if by == "concurrency" and most != int(most):
+        raise UserError(f"{place} {most:g}: requests in flight are a whole number")
+    return by, float(most)
 
 
 def _check_targets(sweep: Sweep, flags: dict[str, Any], config: Path | None) -> None:

@@ -679,7 +679,8 @@ class Capacity(Struct, frozen=True, kw_only=True):
     """The answer of one search: the highest ``load`` (requests in flight, or a second where it went
     ``by`` rate) that meets every limit, ``None`` where none did; ``ci95`` is its 95% interval.
 
-    ``open_end`` says why no load missed, where none did: the answer is then a lower bound.
+    ``open_end`` says why no load missed, where none did: the answer is then a lower bound, and not
+    ``sure`` where too few requests met the limits; or why the search ended before it was done.
     ``otps`` and ``otps_per_user`` (p50) are of the cell that ran closest to it.
     """
 
@@ -693,6 +694,7 @@ class Capacity(Struct, frozen=True, kw_only=True):
     ci95: tuple[float, float] | None
     open_end: str | None
     probes: int
+    sure: bool = True
     otps: float | None = None
     otps_per_user: float | None = None
 

@@ -23,7 +23,6 @@ from llmbench import __version__
 from llmbench.config import Sweep
 from llmbench.errors import UserError
 from llmbench.measure.capacity import answers
-from llmbench.measure.slo import limits_ms
 from llmbench.records import Capacity, Cell, CellFacts, Target, Trace
 
 RUN_SCHEMA = "llmbench.run/1"
@@ -178,7 +177,7 @@ def capacities(run: Run, cells: Sequence[Cell]) -> list[Capacity]:
     if not sweep.search:
         return []
     most = max(float(load) for load in sweep.request_rate or sweep.concurrency)
-    return answers(cells, limits_ms(sweep.slo), sweep.least, most)
+    return answers(cells, sweep.least, most)
 
 
 def write_traces(path: Path, traces: Iterable[Trace]) -> int:

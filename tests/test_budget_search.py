@@ -63,6 +63,7 @@ def test_the_slots_of_a_server_are_found(
         *("budget", "--search", "--most", 16, "--target", server.url, *budget),
         *("--turns", 1, "--output-tokens", 20, "--requests", 72),
         *("--out", run_dir),
+        timeout_s=240,
     )
     assert done.code == 0, done.err
     report = json.loads(done.out)

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
+from llmbench.config import load_search
+from llmbench.errors import UserError
 from llmbench.measure.beyond import beyond
 from llmbench.measure.capacity import answers, beyonds
 from llmbench.measure.requests import Requests
@@ -77,6 +79,33 @@ def test_every_load_will_do() -> None:
     search = searched(below(math.inf), most=50)
     assert [each.load for each in search.probes] == [1, 4, 16, 50]
     assert search.answer == Answer(50, 50, None, "50 is the most that was asked for")
+
+
+def test_what_was_met_by_too_few_requests_is_not_sure() -> None:
+    """None of 20 requests is late: of all there may be 16%."""
+    search = searched(lambda _: share(0.0, worth=20.0), most=4)
+    why = "4 is the most that was asked for"
+    assert search.answer == Answer(4, None, None, why, sure=False)
+
+
+def test_a_search_that_was_ended_early_says_so() -> None:
+    search = Search(1, 64, whole=True)
+    for load in (1, 4):
+        search.add(load, share(0.0))
+    assert search.answer == Answer(4, 4, None, "heavier loads were not tried")
+    for load, seen in ((16, share(1.0)), (8, UNKNOWN)):
+        search.add(load, seen)
+    assert search.answer.open_end == "nothing could be told at 8"
+
+
+def test_an_answer_keeps_within_what_was_asked_for() -> None:
+    search = Search(1, 16, whole=True)
+    for load, late in ((1, 0.0), (4, 0.0), (16, 0.06)):
+        search.add(load, share(late, worth=50.0))
+    found = search.answer
+    assert found.low is not None
+    assert found.high is not None
+    assert 1 <= found.low <= found.high <= 16
 
 
 def test_a_load_of_which_nothing_can_be_told_is_tried_once_more() -> None:
@@ -214,9 +243,24 @@ def test_an_unknown_objective_makes_a_load_unknown_unless_another_was_missed() -
 
 def test_the_answer_has_what_comes_out_at_it() -> None:
     cells = [cell(load, 0.0 if load <= 5 else 1.0) for load in (1, 4, 16, 8, 6, 5, 5, 6)]
-    (found,) = answers(cells, {"ttft.p95": 500.0}, 1, 64)
+    (found,) = answers(cells, 1, 64)
     assert (found.load, found.ci95, found.probes, found.by) == (5, (5, 5), 8, "concurrency")
     assert found.otps == 500.0
+    assert found.limits_ms == {"ttft.p95": 500.0}
+
+
+def test_without_objectives_there_is_no_answer() -> None:
+    assert answers([cell(1, 0.0, slo=None)], 1, 64) == []
+
+
+def test_what_was_broken_off_says_nothing_unless_the_server_refused() -> None:
+    def broken_off(**failures: int) -> Cell:
+        counts = Counts(sent=20, ok=10, failed=10, failures=failures)
+        return cell(4, 0.5, verdict="partial", requests=counts)
+
+    assert beyonds(broken_off()) == {}  # by the user
+    assert beyonds(broken_off(refused=9, reset=1)) == {}  # the server is gone
+    assert beyonds(broken_off(**{"http-503": 9, "timeout": 1})).keys() == {"ttft.p95"}
 
 
 # ── for real ─────────────────────────────────────────────────────────────────────────────────────
@@ -228,7 +272,9 @@ def test_the_slots_of_a_server_are_found(
     """With four replies at a time a fifth stream waits for a whole reply."""
     server = truth(ttft_ms=20, itl_ms=10, output_tokens=12, max_parallel=4)
     flags = "--slo ttft.p90=40ms --most 16 --requests 48 --output-tokens 12"
-    done = run_llmbench("capacity", "--target", server.url, *flags.split(), "--out", run_dir)
+    done = run_llmbench(
+        *("capacity", "--target", server.url, *flags.split(), "--out", run_dir), timeout_s=240
+    )
     assert "up to 4 requests in flight meet ttft.p90 ≤ 40 ms" in done.out, done.out
     again = run_llmbench("report", run_dir)
     assert again.out == done.out
@@ -240,6 +286,30 @@ def test_the_slots_of_a_server_are_found(
     assert numbers == sorted(numbers)
 
 
+def test_a_config_may_say_what_a_search_varies(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text('target = ["http://h"]\nby = "rate"\nmost = 9.5\nslo = "ttft.p95=1s"\n')
+    found = load_search({}, config)
+    assert (found.search, found.request_rate) == ("rate", [9.5])
+    assert load_search({"most": 4.0}, config).request_rate == [4.0]
+    for line in ('by = "both"', "most = 0", "most = 'x'", "most = true"):
+        config.write_text(f'target = ["http://h"]\nslo = "ttft.p95=1s"\n{line}\n')
+        with pytest.raises(UserError, match=rf"c\.toml: {line.split()[0]}: expected"):
+            load_search({}, config)
+
+
+def test_a_report_answers_by_the_objectives_that_it_was_given(
+    truth: Truth, run_llmbench: Llmbench, run_dir: Path
+) -> None:
+    server = truth(ttft_ms=20, itl_ms=1, output_tokens=4)
+    flags = "--slo ttft.p90=2s --most 2 --requests 48 --output-tokens 4 --no-calibrate"
+    run_llmbench("capacity", "--target", server.url, *flags.split(), "--out", run_dir)
+    before = (run_dir / "summary.json").read_bytes()
+    again = run_llmbench("report", run_dir, "--slo", "ttft.p90=5ms")
+    assert "no load that was tried meets ttft.p90 ≤ 5 ms" in again.out
+    assert (run_dir / "summary.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -247,6 +317,9 @@ def test_the_slots_of_a_server_are_found(
         ("--slo ttft.p95=1s --concurrency 4", "--concurrency: a search chooses its loads"),
         ("--slo ttft.p95=1s --least 9 --most 4", "--least 9: must be less than --most 4"),
         ("--slo ttft.p95=1s --by rate --batch-size 2", "--batch-size: a search chooses its loads"),
+        ("--slo ttft.p95=1s --repeat 2", "--repeat: a search confirms its loads by itself"),
+        ("--slo ttft.p95=1s --least 1.5", "--least 1.5: requests in flight are a whole number"),
+        ("--slo ttft.p95=1s --most 9.5", "--most 9.5: requests in flight are a whole number"),
     ],
 )
 def test_what_cannot_be_searched(run_llmbench: Llmbench, flags: str, words: str) -> None:

@@ -8,7 +8,7 @@ from llmbench.errors import UserError
 from llmbench.measure.compare import Compared, Estimate, Result
 from llmbench.measure.failures import Failures
 from llmbench.measure.gate import check, failed, read_rule
-from llmbench.measure.goodput import wilson
+from llmbench.measure.statistics import wilson
 
 INF = math.inf
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from llmbench.errors import UserError
-from llmbench.measure.goodput import fates, goodput, request_limits_ms, wilson
+from llmbench.measure.goodput import fates, goodput, request_limits_ms
 from llmbench.measure.requests import Requests
 from llmbench.measure.slo import limits_ms, presets, read_slo
+from llmbench.measure.statistics import wilson
 from llmbench.records import Block, Cell, Counts, RequestMetrics
 
 NONE = array("f")

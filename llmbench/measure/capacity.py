@@ -10,8 +10,11 @@ A_VERDICT = 30
 
 
 def beyonds(cell: Cell) -> Beyonds:
-    """What ``cell`` says of each objective; nothing where it is INVALID, or does not say it all."""
+    """What ``cell`` says of each objective; nothing where it is INVALID, was broken off but for a
+    server that refused the load, or does not say it all."""
     if cell.verdict == "invalid" or cell.slo is None:
+        return {}
+    if cell.verdict == "partial" and not _was_refused(cell):
         return {}
     shares = cell.beyond or {}
     told = {
@@ -22,6 +25,12 @@ def beyonds(cell: Cell) -> Beyonds:
     if len(known) < len(told) and all(each.share <= each.allowed for each in known.values()):
         return {}
     return known
+
+
+def _was_refused(cell: Cell) -> bool:
+    """Whether a server that still spoke failed the requests: too much for it, and not its end."""
+    kinds = cell.requests.failures
+    return bool(kinds) and all(kind.startswith(("http-", "timeout")) for kind in kinds)
 
 
 def _of_verdict(objective: Objective) -> Beyond | None:
@@ -35,16 +44,13 @@ def load_of(cell: Cell) -> float:
     return cell.request_rate if cell.request_rate is not None else float(cell.concurrency or 0)
 
 
-def answers(
-    cells: Iterable[Cell], limits_ms: dict[str, float], least: float, most: float
-) -> list[Capacity]:
-    """The answer of each search that made ``cells``, in their order."""
-    return [_answer(group, limits_ms, least, most) for group in by_search(list(cells))]
+def answers(cells: Iterable[Cell], least: float, most: float) -> list[Capacity]:
+    """The answer of each search that made ``cells``, in their order, by the objectives that these
+    were held against; none without any."""
+    return [_answer(group, least, most) for group in by_search(list(cells)) if group[0].slo]
 
 
-def _answer(
-    cells: Sequence[Cell], limits_ms: dict[str, float], least: float, most: float
-) -> Capacity:
+def _answer(cells: Sequence[Cell], least: float, most: float) -> Capacity:
     search = Search(least, most, whole=not cells[0].arrivals)
     for cell in cells:
         search.add(load_of(cell), beyonds(cell))
@@ -56,10 +62,11 @@ def _answer(
         cache=cells[0].cache_asked,
         prompt_tokens=cells[0].prompt_tokens,
         by="rate" if cells[0].arrivals else "concurrency",
-        limits_ms=limits_ms,
+        limits_ms={name: each.limit_ms for name, each in (cells[0].slo or {}).items()},
         load=found.load,
         ci95=None if found.low is None or found.high is None else (found.low, found.high),
         open_end=found.open_end or None,
+        sure=found.sure,
         probes=len(cells),
         otps=at.otps if at else None,
         otps_per_user=at.otps_per_user.p50 if at and at.otps_per_user else None,

@@ -4,8 +4,8 @@ import numpy as np
 from msgspec import Struct
 
 from llmbench.measure.autocorrelation import effective_n
-from llmbench.measure.goodput import wilson
 from llmbench.measure.likeness import Side
+from llmbench.measure.statistics import wilson
 
 
 class Failures(Struct, frozen=True, kw_only=True):

@@ -5,14 +5,12 @@ all measured requests that were issued, so failures and time-outs are bad: DistS
 OSDI 2024) and vLLM count so too. Nothing is known of a request that was cut off within its limits.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from statistics import NormalDist
 
 import numpy as np
 
 from llmbench.measure.requests import Mask, Requests
-from llmbench.measure.statistics import CONFIDENCE, Floats
+from llmbench.measure.statistics import Floats, wilson
 from llmbench.records import Cell, Goodput
 
 OUTERMOST = ("mean", "p50", "p90", "p95", "p99", "max")
@@ -77,16 +75,6 @@ def latencies_s(requests: Requests, metric: str) -> Floats:
         waited = requests.cancelled & np.isnan(seconds)
         seconds = np.where(waited, (requests.end_ns - requests.start_ns) / 1e9, seconds)
     return np.where(requests.lost, np.inf, seconds)
-
-
-def wilson(hits: float, n: float) -> tuple[float, float]:
-    """The 95% score interval of a share: E. B. Wilson, JASA 22 (1927), 209–212."""
-    z2 = NormalDist().inv_cdf((1 + CONFIDENCE) / 2) ** 2
-    share = hits / n
-    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
-    reach = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
-    low = 0.0 if hits == 0 else middle - reach
-    return low, 1.0 if hits == n else middle + reach
 
 
 def _mean_gap_s(requests: Requests) -> Floats:

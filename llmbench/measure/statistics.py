@@ -139,3 +139,13 @@ def student(p: float, freedom: float) -> float:
 def freedom_of(worth: float) -> float:
     """The degrees of freedom of Student's t where what a sample is worth is an estimate itself."""
     return max(worth / WORTH_A_DEGREE, 3.0)
+
+
+def wilson(hits: float, n: float) -> tuple[float, float]:
+    """The 95% score interval of a share: E. B. Wilson, JASA 22 (1927), 209–212."""
+    z2 = Z**2
+    share = hits / n
+    middle = (share + z2 / (2 * n)) / (1 + z2 / n)
+    reach = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    low = 0.0 if hits == 0 else middle - reach
+    return low, 1.0 if hits == n else middle + reach

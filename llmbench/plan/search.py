@@ -11,6 +11,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from llmbench.measure.statistics import wilson
 from llmbench.plan.knee import Bounds, Tried, lowest, requests_a_sample
 from llmbench.records import Beyond
 
@@ -46,18 +47,27 @@ class Probe(Struct, frozen=True):
         missed = any(each.share > each.allowed for each in self.beyond.values())
         return "missed" if missed else "met"
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether it met its limits beyond doubt, and not for want of requests."""
+        most = [wilson(each.share * each.worth, each.worth)[1] for each in self.beyond.values()]
+        allowed = [each.allowed for each in self.beyond.values()]
+        return bool(most) and all(a <= b for a, b in zip(most, allowed, strict=True))
+
 
 class Answer(Struct, frozen=True):
     """The highest load that meets the objectives, ``None`` where none does, between the ends of its
     95% interval.
 
-    ``open_end`` says why no load missed, where none did: there is no upper end then.
+    ``open_end`` says why no load missed, where none did (there is no upper end then), or why the
+    search ended early. It is not ``sure`` where too few requests met the limits to tell.
     """
 
     load: float | None
     low: float | None
     high: float | None
     open_end: str = ""
+    sure: bool = True
 
 
 class Search:
@@ -130,19 +140,30 @@ class Search:
         met = [each.load for each in self.probes if each.fate == "met"]
         missed = [each.load for each in self.probes if each.fate == "missed"]
         if not missed:
-            return Answer(max(met, default=None), max(met, default=None), None, self._why_open())
+            load = max(met, default=None)
+            sure = any(each.is_sure for each in self.probes if each.load == load)
+            low = load if sure else None
+            return Answer(load, low, None, self._why_open(), sure=sure or load is None)
         if not met:
             return Answer(None, None, min(missed))
         bounds = self._edge()
         low, load, high = map(self._as_load, (bounds.low, bounds.median, bounds.high))
         if load < self._least:
             return Answer(None, None, high)
-        return Answer(min(load, self._most), low, high)
+        load, low, high = (min(max(each, self._least), self._most) for each in (load, low, high))
+        return Answer(load, low, high, self._nothing_told())
 
     def _why_open(self) -> str:
-        if self.probes and self.probes[-1].fate == "unknown":
-            return f"nothing could be told at {self.probes[-1].load:g}"
-        return f"{self._most:g} is the most that was asked for"
+        if told := self._nothing_told():
+            return told
+        if any(each.load >= self._most for each in self.probes):
+            return f"{self._most:g} is the most that was asked for"
+        return "heavier loads were not tried"
+
+    def _nothing_told(self) -> str:
+        """Which load the search ended at for want of an answer, if any."""
+        unknown = self.probes and self.probes[-1].fate == "unknown"
+        return f"nothing could be told at {self.probes[-1].load:g}" if unknown else ""
 
     def _times(self, load: float) -> int:
         return sum(each.load == load for each in self.probes)

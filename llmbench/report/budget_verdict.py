@@ -67,7 +67,10 @@ def _search_says(found: Answer, unit: str, share: str, probes: int) -> str:
         return f"not even the lightest load at {share} ({found.open_end or tried})"
     sure = [f"95% interval {found.low:g}–{found.high:g}"] if found.high is not None else []
     sure += [found.open_end] if found.open_end else []
-    return f"up to {count_of(found.load, unit)} at {share} ({'; '.join([*sure, tried])})"
+    if not found.sure:
+        sure.append("too few turns to be sure")
+    words = "up to" if found.sure else "probably up to"
+    return f"{words} {count_of(found.load, unit)} at {share} ({'; '.join([*sure, tried])})"
 
 
 def _says(group: Group, unit: str) -> str:

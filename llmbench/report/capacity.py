@@ -40,11 +40,14 @@ def _told(found: Capacity) -> str:
         sure.append(f"95% interval {found.ci95[0]:g}–{found.ci95[1]:g}")
     if found.open_end:
         sure.append(found.open_end)
+    meet = "meet" if found.sure else "probably meet"
+    if not found.sure:
+        sure.append("too few requests to be sure")
     at = [
         f"{digits(found.otps)} tok/s in total" if found.otps else "",
         f"{digits(found.otps_per_user)} per user" if found.otps_per_user else "",
     ]
     return (
-        f"up to {found.load:g} {unit} meet {limits} ({'; '.join(sure)}); "
+        f"up to {found.load:g} {unit} {meet} {limits} ({'; '.join(sure)}); "
         f"there {', '.join(part for part in at if part) or 'no rate is known'}; {tried}"
     )
