@@ -8,13 +8,12 @@ by the same code; else the evidence is read. The folder may be deleted at any ti
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -24,6 +23,8 @@ from llmbench.host import cores
 from llmbench.measure.requests import Ragged, Requests
 from llmbench.records import Connect
 from llmbench.store import RunDirectory, Span, replacing
+
+_T = TypeVar("_T")
 
 LONG_BYTES = 8 << 20
 """Of evidence: what is not longer is decoded in a tenth of a second."""
@@ -46,6 +47,10 @@ class _Key(Struct, frozen=True):
     code: str
 
 
+_ABOUT = {"key", "names"}
+"""The members that are no part of the table: what it stands for, and the names of all others."""
+
+
 class Kept(NamedTuple):
     """The table of a cell, and the bytes of the evidence that it stands for."""
 
@@ -64,24 +69,32 @@ def keep(directory: RunDirectory, cell: int, span: Span, requests: Requests) -> 
         path = _folder(directory) / f"{cell}.npz"
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as scratch, scratch.open("wb") as file:
-            np.savez(file, key=_letters(key), **_arrays(requests))
+            arrays = _arrays(requests)
+            np.savez(file, key=_letters(key), names=_letters(sorted(arrays)), **arrays)
 
 
 def kept(directory: RunDirectory) -> Iterator[Kept]:
     """The tables that still stand for their evidence, in its order."""
-    found = []
-    for path in _folder(directory).glob("*.npz"):
-        with suppress(*_UNUSABLE), path.open("rb") as file, np.load(file) as arrays:
-            found.append((_read(arrays["key"], _Key), path))
+    found = [
+        (key, path)
+        for path in _folder(directory).glob("*.npz")
+        if (key := _usable(_key_in, path)) is not None and path.stem == str(key.cell)
+    ]
     for key, path in sorted(found, key=lambda each: each[0].start):
         span = Span(key.start, key.stop)
-        with suppress(*_UNUSABLE):
-            if key == _key(directory, key.cell, span):
-                yield Kept(key.cell, span, _requests(path))
+        requests = _usable(_requests, path, key, directory)
+        if requests is not None:
+            yield Kept(key.cell, span, requests)
 
 
-_UNUSABLE = (OSError, ValueError, KeyError, BadZipFile, EOFError, msgspec.DecodeError)
-"""How a file shows that it is no table of ours, or no longer whole."""
+def _usable(read: Callable[..., _T], path: Path, *more: Any) -> _T | None:
+    """What ``read`` finds in ``path``, or ``None`` where that is no table of ours, or no longer
+    whole: the evidence is there to be decoded, whatever is wrong."""
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return read(arrays, *more)
+    except Exception:
+        return None
 
 
 def _folder(directory: RunDirectory) -> Path:
@@ -133,9 +146,18 @@ def _arrays(requests: Requests) -> dict[str, Any]:
     return arrays
 
 
-def _requests(path: Path) -> Requests:
-    with path.open("rb") as file, np.load(file) as arrays:
-        return Requests({name: _column(arrays, name) for name in Requests.names()})
+def _key_in(arrays: Mapping[str, Any]) -> _Key:
+    key: _Key = _read(arrays["key"], _Key)
+    return key
+
+
+def _requests(arrays: Mapping[str, Any], key: _Key, directory: RunDirectory) -> Requests | None:
+    """The table, if it stands for ``key``, and that for the evidence."""
+    if _key_in(arrays) != key or _read(arrays["names"], list[str]) != sorted(set(arrays) - _ABOUT):
+        return None
+    if key != _key(directory, key.cell, Span(key.start, key.stop)):
+        return None
+    return Requests({name: _column(arrays, name) for name in Requests.names()})
 
 
 def _column(arrays: Mapping[str, Any], name: str) -> Any:

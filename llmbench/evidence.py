@@ -42,6 +42,12 @@ class Part(NamedTuple):
 def requests_by_cell(directory: RunDirectory) -> Iterator[tuple[int, Requests]]:
     """The stored requests of each cell that ``run.json`` knows, with its number, in the order in
     which they were run. Raises ``UserError`` for a line that is damaged."""
+    for number, its in groupby(_pieces(directory), key=lambda piece: piece[0]):
+        yield number, Requests.joined([requests for _, requests in its])
+
+
+def _pieces(directory: RunDirectory) -> Iterator[tuple[int, Requests]]:
+    """The requests of each cell, those of one that was only kept in part in several pieces."""
     run, path = directory.run, directory.requests_path
     apis = {facts.cell: run.targets[facts.target].api for facts in run.cells}
     start = 0

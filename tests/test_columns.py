@@ -1,6 +1,8 @@
 """What was decoded is not decoded again, and is never believed against the evidence."""
 
 import shutil
+import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 from conftest import Llmbench
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_requests import ROWS, broken, traces_of_two_cells
 from test_summary import facts_of
 
@@ -134,6 +138,26 @@ def no_table(directory: RunDirectory) -> None:
     np.savez(directory.path / "columns" / "0.npz", other=np.arange(3))
 
 
+def no_archive(directory: RunDirectory) -> None:
+    with (directory.path / "columns" / "0.npz").open("wb") as file:
+        np.save(file, np.arange(3))
+
+
+def of_another_cell(directory: RunDirectory) -> None:
+    folder = directory.path / "columns"
+    shutil.copy(folder / "2.npz", folder / "0.npz")
+
+
+def a_name_is_changed(directory: RunDirectory) -> None:
+    path = directory.path / "columns" / "0.npz"
+    path.write_bytes(path.read_bytes().replace(b"lag_ms.values", b"lag_mr.values"))
+
+
+def an_unknown_member(directory: RunDirectory) -> None:
+    with zipfile.ZipFile(directory.path / "columns" / "0.npz", "a") as archive:
+        archive.writestr("key", b"{}")
+
+
 def pickled(directory: RunDirectory) -> None:
     path = directory.path / "columns" / "0.npz"
     with np.load(path) as arrays:
@@ -149,7 +173,11 @@ def shifted(directory: RunDirectory) -> None:
 
 
 @pytest.mark.parametrize(
-    "harm", [changed_evidence, changed_code, cut_off, damaged, no_table, pickled]
+    "harm",
+    [
+        *(changed_evidence, changed_code, cut_off, damaged, no_table, pickled, no_archive),
+        *(of_another_cell, a_name_is_changed, an_unknown_member),
+    ],
 )
 def test_the_evidence_is_believed(
     tmp_path: Path, decodes: list[int], harm: Callable[[RunDirectory], None]
@@ -165,6 +193,32 @@ def test_the_evidence_is_believed(
     assert decodes == [4]
     for number, table in tables(RunDirectory.open(bare)).items():
         same(found[number], table)
+
+
+def test_evidence_that_was_added_to_a_cell_belongs_to_it(tmp_path: Path) -> None:
+    directory = run_of_two_cells(tmp_path / "run")
+    tables(directory)
+    path = directory.requests_path
+    *_, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(path.read_bytes() + last)
+    assert {number: len(its) for number, its in tables(directory).items()} == {0: 4, 2: 3}
+    assert {number: len(its) for number, its in tables(directory).items()} == {0: 4, 2: 3}
+
+
+@given(st.data())
+@settings(max_examples=100, deadline=None)
+def test_no_damage_is_believed(data: st.DataObject) -> None:
+    """Some bytes of it changed: the same figures, from the evidence if need be."""
+    with tempfile.TemporaryDirectory() as folder:
+        directory = run_of_two_cells(Path(folder) / "run")
+        first = tables(directory)
+        path = directory.path / "columns" / "0.npz"
+        content = bytearray(path.read_bytes())
+        places = st.integers(0, len(content) - 1)
+        for place in data.draw(st.lists(places, min_size=1, max_size=3)):
+            content[place] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(content)
+        same(tables(directory)[0], first[0])
 
 
 def test_evidence_that_has_moved_is_decoded(tmp_path: Path, decodes: list[int]) -> None:
