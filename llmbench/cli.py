@@ -85,11 +85,15 @@ def _measure(settings: "Sweep", runner: "Runs | None" = None, *, quiet: bool = F
     """Run a sweep, or what ``runner`` makes of it, store it, and print its table, unless ``quiet``,
     whatever becomes of it."""
     from llmbench import host
+    from llmbench.drive.endpoint import key_of
     from llmbench.drive.sweep import SweepRun
     from llmbench.report.live import LiveView
     from llmbench.store import RunDirectory
 
-    directory = RunDirectory.create(settings, settings.targets(), host.describe())
+    targets = settings.targets()
+    for target in targets:
+        key_of(target)  # one that is missing is known before anything is
+    directory = RunDirectory.create(settings, targets, host.describe())
     view = LiveView()
     run = (runner or SweepRun)(directory, view)
     try:
@@ -103,7 +107,19 @@ def _measure(settings: "Sweep", runner: "Runs | None" = None, *, quiet: bool = F
         if not quiet:
             _print_cells(directory.run, run.cells, settings.format, settings.baseline)
         print(f"evidence: {directory.path}", file=sys.stderr)
+    if run.interrupted and run.single_cells:
+        _say_what_is_missing(settings, len(run.single_cells))
     return run
+
+
+def _say_what_is_missing(sweep: "Sweep", cells: int) -> bool:
+    """Whether a run has fewer cells than planned, which is said."""
+    from llmbench.plan.grid import grid
+
+    planned = 0 if sweep.search else len(grid(sweep))
+    if cells < planned:
+        print(f"llmbench: the run did not finish: {cells} of {planned} cells", file=sys.stderr)
+    return cells < planned
 
 
 def capacity(args: argparse.Namespace) -> int:
@@ -127,7 +143,6 @@ def report(args: argparse.Namespace) -> int:
     from llmbench.measure.cell import measured, report_cells
     from llmbench.measure.requests import Requests
     from llmbench.measure.slo import limits_ms, read_slo
-    from llmbench.plan.grid import grid
     from llmbench.prices import price_of, read_prices
     from llmbench.report.comparison import check_baseline
     from llmbench.store import RunDirectory
@@ -137,6 +152,8 @@ def report(args: argparse.Namespace) -> int:
     check_baseline([target.name for target in run.targets], args.baseline)
     if args.cost and args.prices is None:
         raise UserError("--cost: give your prices too: --prices prices.toml (docs/cost.md)")
+    if args.prices is not None and not args.cost:
+        raise UserError("--prices: they are for --cost: llmbench report RUN --cost --prices FILE")
     prices = [] if args.prices is None else read_prices(args.prices)
     slo = run.sweep.slo if args.slo is None else read_slo(args.slo)
     limits = limits_ms(slo, "--slo")
@@ -161,7 +178,7 @@ def report(args: argparse.Namespace) -> int:
         from llmbench.report.frontier import render_frontier
 
         svg.save(args.svg, render_frontier(cells))
-    if args.stages:
+    if args.stages and args.format in ("table", "markdown"):  # the others have them in any case
         from llmbench.report.stages import render_stages
 
         sys.stdout.write(render_stages(cells, args.format))
@@ -187,11 +204,8 @@ def report(args: argparse.Namespace) -> int:
             from llmbench.report.why import render_why
 
             sys.stdout.write(render_why(cells))
-    planned = 0 if run.sweep.search else len(grid(run.sweep))
-    if len(runs) < planned:
-        print(f"llmbench: the run did not finish: {len(runs)} of {planned} cells", file=sys.stderr)
-        return CELL_FAILED
-    return _exit_code(cells)
+    missing = _say_what_is_missing(run.sweep, len(runs))
+    return CELL_FAILED if missing else _exit_code(cells)
 
 
 def budget(args: argparse.Namespace) -> int:
@@ -309,7 +323,7 @@ def _print_cells(run: "Run", cells: Sequence["Cell"], style: str, baseline: str)
             from llmbench.report.turns import render_turns
 
             if run.sweep.search:
-                _print_capacity(run, found)
+                _print_capacity(run, found, style)
             sys.stdout.write(render_turns(cells, style))
             from llmbench.report.provenance import render_provenance
 
@@ -326,11 +340,11 @@ def _in_order(run: "Run", cells: Sequence["Cell"]) -> Sequence["Cell"]:
     return in_order(cells)
 
 
-def _print_capacity(run: "Run", cells: Sequence["Cell"]) -> None:
+def _print_capacity(run: "Run", cells: Sequence["Cell"], style: str) -> None:
     from llmbench.report.capacity import render_capacity
     from llmbench.store import capacities
 
-    sys.stdout.write(render_capacity(capacities(run, cells)))
+    sys.stdout.write(render_capacity(capacities(run, cells), style))
 
 
 def _exit_code(cells: Sequence["Cell"]) -> int:

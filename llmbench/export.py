@@ -6,10 +6,12 @@ gauges are the figures of ``summary.json``.
 
 import argparse
 import csv
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"export: give --to FILE ({', '.join(WRITERS)}) or --mlflow EXPERIMENT")
     write = None if args.to is None else _writer(args.to)
     directory = RunDirectory.open(args.run_dir)
+    if args.mlflow is not None and find_spec("mlflow") is None:
+        raise UserError("--mlflow needs MLflow: pip install mlflow")
     if write is not None:
         said = write(directory, args.to)
         print(f"{args.to}: {said}", file=sys.stderr)
@@ -217,7 +221,8 @@ def read_summary(directory: RunDirectory) -> Summary:
     path = directory.path / "summary.json"
     again = f"make it with: llmbench report {directory.path}"
     try:
-        summary = msgspec.json.decode(path.read_bytes(), type=Summary)
+        content = _with_infinities(msgspec.json.decode(path.read_bytes()))
+        summary = msgspec.convert(content, Summary)
     except OSError as problem:
         raise UserError(f"{path}: {problem.strerror}; {again}") from None
     except msgspec.DecodeError as problem:
@@ -227,14 +232,37 @@ def read_summary(directory: RunDirectory) -> Summary:
     return summary
 
 
+def _with_infinities(value: Any) -> Any:
+    """``value`` with +∞ back in its intervals, for which JSON has null alone: a percentile so near
+    the failed requests that its interval has no end."""
+    if isinstance(value, list):
+        return [_with_infinities(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    known = {key: _with_infinities(each) for key, each in value.items()}
+    if isinstance(of_quantiles := known.get("ci95"), dict):
+        known["ci95"] = {
+            name: [math.inf if end is None else end for end in its]
+            for name, its in of_quantiles.items()
+            if isinstance(its, list)
+        }
+    return known
+
+
 def log_to_mlflow(directory: RunDirectory, experiment: str) -> int:
     """A run with the files of the run directory, but for the requests, and below it one run a cell
     with its load as parameters and its figures as metrics; how many cells."""
     summary = read_summary(directory)
+    mlflow = import_module("mlflow")
     try:
-        mlflow = import_module("mlflow")
-    except ImportError:
-        raise UserError("--mlflow needs MLflow: pip install mlflow") from None
+        _log(mlflow, directory, summary, experiment)
+    except mlflow.exceptions.MlflowException as problem:
+        said = next(iter(str(problem).splitlines()), "") or type(problem).__name__
+        raise UserError(f"--mlflow {experiment}: MLflow refused: {said}") from None
+    return len(summary.cells)
+
+
+def _log(mlflow: Any, directory: RunDirectory, summary: Summary, experiment: str) -> None:
     mlflow.set_experiment(experiment)
     with mlflow.start_run(run_name=directory.path.resolve().name):
         for name in ("run.json", "summary.json"):
@@ -244,7 +272,6 @@ def log_to_mlflow(directory: RunDirectory, experiment: str) -> int:
             with mlflow.start_run(run_name=f"{number} {cell.target}", nested=True):
                 mlflow.log_params(parameters)
                 mlflow.log_metrics(metrics)
-    return len(summary.cells)
 
 
 WRITERS: dict[str, Callable[[RunDirectory, Path], str]] = {

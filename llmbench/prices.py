@@ -67,7 +67,15 @@ def read_prices(path: Path) -> list[ListedPrice]:
     entries = content.get("price")
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path}: no prices; write [[price]], then name, date and the figures")
-    return [_read(entry, f"{path}: {_label(entry, n)}") for n, entry in enumerate(entries, 1)]
+    prices = [_read(entry, f"{path}: {_label(entry, n)}") for n, entry in enumerate(entries, 1)]
+    seen: dict[tuple[str, datetime.date], int] = {}
+    for number, price in enumerate(prices, 1):
+        first = seen.setdefault((price.name, price.date), number)
+        if first != number:
+            raise UserError(
+                f"{path}: {price.name} has two prices of {price.date}: {first}, {number}"
+            )
+    return prices
 
 
 def price_of(prices: Sequence[ListedPrice], target: str, model: str | None) -> ListedPrice | None:
@@ -102,6 +110,9 @@ def _read(entry: Any, where: str) -> ListedPrice:
         price = msgspec.convert(entry, ListedPrice)
     except msgspec.ValidationError as problem:
         raise UserError(f"{where}: {_in_words(str(problem))}") from None
+    for name in ("name", "source", "currency"):
+        if not getattr(price, name).isprintable():
+            raise UserError(f"{where}: {name}: it has characters that cannot be printed")
     _check_kind(entry, where)
     return price
 

@@ -7,6 +7,7 @@ import sys
 from array import array
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -245,6 +246,33 @@ def test_gauges(directory: RunDirectory) -> None:
     assert samples["llmbench_valid", "0", None].value == 1
     assert samples["llmbench_valid", "1", None].value == 0
     assert ("llmbench_ttft_seconds", "1", "0.5") not in samples
+
+
+def test_an_interval_without_an_end(directory: RunDirectory) -> None:
+    """JSON has no infinity; p95 next to a tail of failures has one."""
+    tail = Block(n=99, p50=1.0, p95=9.0, ci95={"p50": (0.5, 2.0), "p95": (8.0, float("inf"))})
+    directory.save_summary([cell(ttft_ms=tail)])
+    assert b'quantile="0.95"' in exported(directory, "m.prom").read_bytes()
+    block = export.read_summary(directory).cells[0].ttft_ms
+    assert block is not None
+    assert block.ci95 == tail.ci95
+
+
+class RefusedError(Exception):
+    """MLflow's own."""
+
+
+def test_mlflow_that_refuses(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RefusedError("no server\nat all")
+
+    mlflow = Mlflow()
+    mlflow.set_experiment = refuse  # type: ignore[attr-defined]
+    mlflow.exceptions = SimpleNamespace(MlflowException=RefusedError)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)  # type: ignore[arg-type]
+    directory.save_summary([cell()])
+    with pytest.raises(UserError, match=r"^--mlflow mine: MLflow refused: no server$"):
+        go(directory, "--mlflow", "mine")
 
 
 class Mlflow:

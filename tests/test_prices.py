@@ -1,6 +1,9 @@
 """The price file, costs and break-evens, against figures worked out by hand."""
 
+import csv
 import datetime
+import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +101,8 @@ HEAD = '[[price]]\nname = "a"\ndate = 2026-11-24\n'
         (HEAD + "gpus = 2", "hour is missing"),
         (HEAD + "input = 1", "give input and output"),
         (HEAD, "give input and output"),
+        (HEAD + 'hour = 1\nsource = "a\\u001bb"', "source: it has characters that cannot be"),
+        (2 * (HEAD + "hour = 1\n"), "a has two prices of 2026-11-24: 1, 2"),
     ],
 )
 def test_what_is_no_price(tmp_path: Path, text: str, words: str) -> None:
@@ -246,3 +251,26 @@ def test_markdown() -> None:
     text = render_cost(rows(), "markdown")
     assert text.startswith("| target")
     assert "- gpu against api at 100/50: break-even at 1.21" in text
+
+
+def test_for_machines() -> None:
+    told = json.loads(render_cost(rows(), "json"))
+    assert told["schema"] == "llmbench.cost/1"
+    api, _, gpu, _ = told["cells"]
+    assert (api["target"], api["concurrency"], api["currency"]) == ("api", 4, "USD")
+    assert (api["good"], api["good_share"], api["good_share_ci95"]) == (50, 0.5, [0.4, 0.6])
+    assert api["cost_per_1k_good_requests"] == pytest.approx(0.99)
+    assert api["cost_per_1m_output_tokens"] == pytest.approx(24.75)
+    (even,) = told["break_evens"]
+    assert (even["hosted"], even["self_hosted"], even["reachable"]) == ("api", "gpu", True)
+    assert even["good_requests_per_s"] == pytest.approx(1.21212, abs=1e-5)
+    lines = list(csv.DictReader(io.StringIO(render_cost(rows(), "csv"))))
+    assert [each["target"] for each in lines] == ["api", "api", "gpu", "gpu"]
+    assert float(lines[2]["good_per_s"]) == gpu["good_per_s"]
+
+
+def test_an_invalid_cell_has_no_figures_for_machines() -> None:
+    void = costed(cell(target="void", verdict="invalid"), HOSTED, good(), SPENT)
+    (told,) = json.loads(render_cost([void], "json"))["cells"]
+    assert told["verdict"] == "invalid"
+    assert told["good_share"] is told["cost_per_1k_good_requests"] is None

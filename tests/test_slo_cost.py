@@ -44,6 +44,7 @@ def test_limits_in_milliseconds_and_seconds() -> None:
         ({"speed.p95": "1s"}, "'speed.p95' is no objective"),
         ({"ttft.p95": "500"}, "write a time, such as 500ms"),
         ({"ttft.p95": "-1s"}, "write a time"),
+        ({"ttft.p95": "0ms"}, "nothing takes no time"),
     ],
 )
 def test_what_is_no_objective(slo: dict[str, str], words: str) -> None:
@@ -61,6 +62,9 @@ def test_met_missed_and_not_known() -> None:
         "ttft.p95": Objective(500.0, None, None),
         "itl.p50": Objective(9.0, None, None),
     }
+    measured.ttft_ms = Block(n=99, p50=400.0, ci95={"p50": (390.0, 420.0)})
+    for limit, met in ((420.0, True), (419.0, None), (390.0, None), (389.0, False)):
+        assert objectives(measured, {"ttft.p50": limit})["ttft.p50"].met is met
     measured.verdict = "invalid"
     assert objectives(measured, {"ttft.p50": 1.0})["ttft.p50"].met is None
 

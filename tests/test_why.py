@@ -1,6 +1,7 @@
 """``llmbench report --why``: what a dash lacks."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ from conftest import ROOT, Llmbench
 
 from llmbench.measure.blocks import needs
 from llmbench.records import Block
+from llmbench.truth.process import TruthServer
+
+Truth = Callable[..., TruthServer]
 
 
 @pytest.mark.parametrize(
@@ -33,3 +37,18 @@ def test_the_lines_below_the_table(run_llmbench: Llmbench, tmp_path: Path) -> No
     assert re.search(
         r"p99 of TTFT[A-Z0-9, ]* needs [\d,]+ more requests", " ".join(done.out.split())
     )
+
+
+def test_what_itl_and_rates_lack(run_llmbench: Llmbench, truth: Truth, run_dir: Path) -> None:
+    server = truth(ttft_ms=50, itl_ms=10, output_tokens=8)
+    run_llmbench(
+        *("sweep", "--target", server.url, "--concurrency", 2, "--requests", 10),
+        *("--output-tokens", 8, "--prompt-tokens", 32, "--no-calibrate", "--out", run_dir),
+        *("--slo", "ttft.p50=5s"),
+    )
+    done = run_llmbench("report", run_dir, "--why")
+    told = " ".join(done.out.split())
+    assert re.search(r"p99 of ITL needs [\d,]+ more requests", told)
+    assert "tok/s and req/s have an interval from 30 independent requests on" in told
+    assert "SLO met: ttft.p50 ≤ 5000 ms" in told
+    assert "goodput: 10 of 10 requests (72.2% to 100.0%), " in told

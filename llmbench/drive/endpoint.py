@@ -55,19 +55,25 @@ def endpoint(target: Target) -> Endpoint:
     """The endpoint of ``target``, with its key from the environment and its CA file loaded."""
     parts = urlsplit(target.url)
     secure = parts.scheme == "https"
-    key = os.environ.get(target.key_env, "").strip()
-    if not key and target.key_env != DEFAULT_KEY_ENV:
-        raise UserError(f"{target.name}: the environment variable {target.key_env} is not set")
-    if not (key.isascii() and key.isprintable()):
-        raise UserError(f"{target.name}: the key in {target.key_env} has characters no key has")
     return Endpoint(
         url=target.url,
         host=parts.hostname or "",
         port=parts.port or (443 if secure else 80),
         path=parts.path,
         tls=_tls_context(target.ca_file) if secure else None,
-        key=key,
+        key=key_of(target),
     )
+
+
+def key_of(target: Target) -> str:
+    """The API key of ``target``, empty where it has none. Raises ``UserError`` where the variable
+    that was named for it is not set, or holds no key."""
+    key = os.environ.get(target.key_env, "").strip()
+    if not key and target.key_env != DEFAULT_KEY_ENV:
+        raise UserError(f"{target.name}: the environment variable {target.key_env} is not set")
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"{target.name}: the key in {target.key_env} has characters no key has")
+    return key
 
 
 def _tls_context(ca_file: str) -> ssl.SSLContext:

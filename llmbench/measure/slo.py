@@ -45,10 +45,14 @@ def read_slo(given: str | Mapping[str, str], where: str = "--slo") -> dict[str, 
     objectives: dict[str, str] = {}
     for word in (part.strip() for part in given.split(",")):
         name, equals, limit = (part.strip() for part in word.partition("="))
+        if equals and name in objectives and "." in name and limit != objectives[name]:
+            raise UserError(f"{where}: {name} stands there twice")
         if equals:
             objectives[name] = limit
         elif name in presets():
             objectives |= presets()[name].limits
+        elif name.partition(".")[0] in METRICS:
+            raise UserError(f"{where}: {name}: give its limit too, as in {name}=500ms")
         else:
             raise UserError(
                 f"{where}: '{name}' is no preset{suggestion(name, list(presets()))}; or write "
@@ -71,12 +75,15 @@ def limits_ms(slo: dict[str, str], where: str = "slo") -> dict[str, float]:
         if found is None:
             raise UserError(f"{where}: {name} = '{limit}': write a time, such as 500ms or 1.5s")
         limits[name] = float(found[1]) * _UNITS_MS[found[2]]
+        if not limits[name]:
+            raise UserError(f"{where}: {name} = '{limit}': nothing takes no time")
     return limits
 
 
 def objectives(cell: Cell, limits: dict[str, float]) -> dict[str, Objective]:
-    """Each objective against the figure of ``cell``; ``met`` is ``None`` where that is not known:
-    not measured, too few samples, or INVALID."""
+    """Each objective against the figure of ``cell``. It is met or missed where all of the figure's
+    95% interval is; ``met`` is ``None`` where that is not known: the interval holds the limit, the
+    figure was not measured or had too few samples, or the cell is INVALID."""
     return {name: _objective(cell, name, limit_ms) for name, limit_ms in limits.items()}
 
 
@@ -90,7 +97,9 @@ def _objective(cell: Cell, name: str, limit_ms: float) -> Objective:
         return Objective(
             limit_ms, None, False if _surely_above(block, statistic, limit_ms) else None
         )
-    return Objective(limit_ms, value_ms, value_ms <= limit_ms)
+    low_ms, high_ms = (block and block.ci95.get(statistic)) or (value_ms, value_ms)
+    met = True if high_ms <= limit_ms else False if low_ms > limit_ms else None
+    return Objective(limit_ms, value_ms, met)
 
 
 def _surely_above(block: Block | None, statistic: str, limit_ms: float) -> bool:

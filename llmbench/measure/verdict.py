@@ -48,7 +48,8 @@ def judge(cell: Cell, facts: CellFacts) -> None:
 
 def _reasons(cell: Cell, facts: CellFacts) -> list[str]:
     if not cell.requests.ok:
-        return ["" if facts.stopped else "no request succeeded"]
+        lost = facts.stored and not cell.requests.sent  # and the ruler says so
+        return ["" if facts.stopped or lost else "no request succeeded"]
     return [
         _saturated(cell),
         _sent_late(cell) if facts.load.rate else _underloaded(cell, facts),

@@ -13,8 +13,9 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
     return [cell for group in by_search(cells) for cell in sorted(group, key=load_of)]
 
 
-def render_capacity(found: Sequence[Capacity]) -> str:
-    """One sentence a search: the load, how sure it is, and what comes out at it."""
+def render_capacity(found: Sequence[Capacity], style: str = "table") -> str:
+    """One sentence a search: the load, how sure it is, and what comes out at it; in ``markdown`` an
+    item of a list."""
     several = {
         "cache": len({each.cache for each in found}) > 1,
         "client": len({each.client for each in found}) > 1,
@@ -24,8 +25,9 @@ def render_capacity(found: Sequence[Capacity]) -> str:
     for each in found:
         words = [str(getattr(each, key)) for key, shown in several.items() if shown]
         name = each.target + (f" ({', '.join(words)})" if words else "")
-        lines.append(wrapped(f"{name}: {_told(each)}"))
-    return "\n".join(lines) + "\n"
+        line = f"{name}: {_told(each)}"
+        lines.append(f"- {line}" if style == "markdown" else wrapped(line))
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _told(found: Capacity) -> str:

@@ -2,18 +2,70 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
+
 from llmbench.measure.cost import BreakEven, Costed, break_evens
 from llmbench.records import Cell
 from llmbench.report.columns import NOT_MEASURED, Column, digits, figure, load_columns
 from llmbench.report.notes import places
 from llmbench.report.table import as_markdown, as_text
+from llmbench.report.tabular import as_csv
+
+LOAD = (
+    *("target", "model", "client", "concurrency", "batch_size", "request_rate"),
+    *("prompt_tokens", "output_tokens"),
+)
+SCHEMA = "llmbench.cost/1"
 
 
 def render_cost(rows: Sequence[Costed], style: str) -> str:
-    """One row a cell, with notes below; ``style`` is ``table`` or ``markdown``."""
+    """One row a cell, with notes below; as ``json`` and ``csv`` every figure, and in JSON the loads
+    at which two targets cost the same."""
+    if style == "csv":
+        return as_csv([_flat(row) for row in rows])
+    if style == "json":
+        found = {
+            "schema": SCHEMA,
+            "cells": [_flat(row) for row in rows],
+            "break_evens": [_flat_even(each) for each in break_evens(rows)],
+        }
+        return msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n"
     render = as_markdown if style == "markdown" else as_text
     cells = [row.cell for row in rows]
     return render([*load_columns(cells), *_columns(rows)], cells, _notes(rows))
+
+
+def _flat(row: Costed) -> dict[str, object]:
+    """What is told of a cell, by its load; of an invalid one no figure."""
+    cell, good, price = row.cell, row.goodput, row.price
+    valid = cell.verdict != "invalid"
+    load = {name: getattr(cell, name) for name in LOAD}
+    return load | {
+        "verdict": cell.verdict,
+        "good": good.good if good and valid else None,
+        "issued": cell.requests.sent,
+        "good_share": good.share if good and valid else None,
+        "good_share_ci95": good.ci95 if good and valid else None,
+        "good_per_s": good.per_s if good and valid else None,
+        "currency": price.currency if price else None,
+        "price_date": price.date if price else None,
+        "cost_per_1k_good_requests": row.paid.per_1k_requests if row.paid else None,
+        "cost_per_1m_output_tokens": row.paid.per_1m_output_tokens if row.paid else None,
+        "joules_per_token_gpu_only": cell.joules_per_token_gpu_only if valid else None,
+    }
+
+
+def _flat_even(even: BreakEven) -> dict[str, object]:
+    own = even.self_hosted.cell
+    return {
+        "hosted": even.hosted.cell.target,
+        "self_hosted": own.target,
+        "prompt_tokens": own.prompt_tokens,
+        "output_tokens": own.output_tokens,
+        "good_requests_per_s": even.load_per_s,
+        "capacity_per_s": even.capacity_per_s,
+        "reachable": even.reachable,
+    }
 
 
 def _columns(rows: Sequence[Costed]) -> list[Column]:

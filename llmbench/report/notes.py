@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from llmbench.measure.blocks import QUANTILES, needs
 from llmbench.measure.statistics import fewest
 from llmbench.records import Cell
-from llmbench.report.columns import BASE, RULER, constant_prompt, ruler_error_ms
+from llmbench.report.columns import BASE, RULER, constant_prompt, digits, ruler_error_ms
 from llmbench.report.comparison import several_targets
 from llmbench.report.differences import (
     Difference,
@@ -55,7 +55,31 @@ def _of_cell(cell: Cell) -> Iterable[str]:
     yield from _dependent(cell)
     for name, objective in (cell.slo or {}).items():
         fate = {True: "met", False: "missed", None: "not known"}[objective.met]
-        yield f"SLO {fate}: {name} ≤ {objective.limit_ms:g} ms"
+        known = _measured(cell, name) if objective.met is None else ""
+        yield f"SLO {fate}: {name} ≤ {objective.limit_ms:g} ms{known}"
+    yield from _goodput(cell)
+
+
+def _measured(cell: Cell, name: str) -> str:
+    """The figure that an objective is about, with its interval."""
+    metric, _, statistic = name.partition(".")
+    block = getattr(cell, f"{metric}_ms")
+    value = getattr(block, statistic, None)
+    if value is None or cell.verdict == "invalid":
+        return ""
+    low, high = block.ci95.get(statistic, (value, value))
+    return f" (it is {digits(value)}, in {digits(low)} to {digits(high)})"
+
+
+def _goodput(cell: Cell) -> Iterable[str]:
+    """How many requests kept within all limits, where there are limits."""
+    found = cell.goodput
+    if not cell.slo or found is None or found.share is None or cell.verdict == "invalid":
+        return
+    low, high = found.ci95 or (found.share, found.share)
+    rate = "" if found.per_s is None else f", {digits(found.per_s)} a second"
+    told = f"{found.good} of {found.good + found.bad} requests ({low:.1%} to {high:.1%}){rate}"
+    yield f"goodput: {told}"
 
 
 def _dependent(cell: Cell) -> Iterable[str]:

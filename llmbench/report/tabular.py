@@ -18,7 +18,12 @@ def render_csv(cells: Sequence[Cell], baseline: str | None = None) -> str:
     name of no target.
     """
     check_baseline([cell.target for cell in cells], baseline)
-    rows = [_flat(msgspec.to_builtins(cell)) for cell in cells]
+    return as_csv([msgspec.to_builtins(cell) for cell in cells])
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """One line a row under a line of names; keys of dicts inside are joined by dots."""
+    rows = [_flat(row) for row in rows]
     header = list(dict.fromkeys(key for row in rows for key in row))
     out = io.StringIO()
     writer = csv.DictWriter(out, header, lineterminator="\n")

@@ -1,8 +1,10 @@
 """Why a percentile is a dash, and how many more requests would show it: ``report --why``."""
 
+import math
 from collections.abc import Sequence
 
 from llmbench.measure.blocks import QUANTILES, needs
+from llmbench.measure.rates import FEWEST_FOR_A_RATE
 from llmbench.records import Cell
 from llmbench.report.notes import places
 from llmbench.report.table import wrapped
@@ -31,4 +33,21 @@ def _told(cell: Cell) -> list[str]:
         f"{name} of {', '.join(metrics)} needs {more:,} more requests"
         for (name, more), metrics in missing.items()
     ]
-    return told or ["no percentile lacks requests"]
+    told += _of_gaps(cell)
+    if cell.otps is not None and cell.otps_ci95 is None and cell.requests.ok:
+        told.append(
+            f"tok/s and req/s have an interval from {FEWEST_FOR_A_RATE} independent requests on"
+        )
+    return told or ["no figure lacks requests"]
+
+
+def _of_gaps(cell: Cell) -> list[str]:
+    """What ITL lacks: replies, for their gaps come together."""
+    block = cell.itl_ms
+    if block is None or not cell.requests.ok:
+        return []
+    lacking = {name: more for name in QUANTILES if (more := needs(block, name)) is not None}
+    return [
+        f"{name} of ITL needs {math.ceil(more * cell.requests.ok / block.n):,} more requests"
+        for name, more in lacking.items()
+    ]
