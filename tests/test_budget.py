@@ -464,6 +464,18 @@ def test_failures_are_turns_that_are_never_in_budget() -> None:
     assert (row.stalls, row.stalled_share) == (0, 0)
 
 
+def test_a_turn_that_was_cut_off_within_its_budget_counts_neither_way() -> None:
+    traces = replies(6)
+    for number, waited_ms in enumerate((100, 300), 6):
+        its = {"index": number, "sent_ns": number * 1000 * MS, "end_ns": waited_ms * MS}
+        traces.append(trace_of(error="cancelled", **its))
+    asked = command.read_budget(command.Settings(budget="250ms"))
+    requests = spoken(TARGET, traces, asked.manner)
+    cell = summarize(TARGET, FACTS, Requests.of(each.request for each in requests))
+    row = budget_row(cell, requests, asked)
+    assert (row.turns, row.answered, row.in_budget) == (8, 6, 6 / 7)
+
+
 def test_what_the_cell_took_for_warm_up_is_not_counted() -> None:
     requests = spoken(TARGET, replies(4)[::-1], Manner())
     cell = summarize(TARGET, FACTS, Requests.of(each.request for each in requests))

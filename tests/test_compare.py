@@ -318,6 +318,7 @@ def test_how_many_more_runs_are_needed() -> None:
         ((1.9, 2.2), "90–120%"),
         ((1.2, INF), "at least 20%"),
         ((INF, INF), "endlessly"),
+        ((0.0, 0.0), "endlessly"),
     ],
 )
 def test_spans(ci95: tuple[float, float], words: str) -> None:

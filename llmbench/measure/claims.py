@@ -102,7 +102,7 @@ def _more_runs(times: float, a: int, b: int) -> int:
 def span(ratio: Interval) -> str:
     """How far from 1 the interval of a ratio lies, from near to far: ``8–12%``."""
     near, far = sorted(abs(each - 1) * 100 for each in ratio)
-    if math.isinf(near):
+    if math.isinf(near) or not any(ratio):
         return "endlessly"
     if math.isinf(far):
         return f"at least {near:.0f}%"

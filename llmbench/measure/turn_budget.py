@@ -133,7 +133,7 @@ def budget_row(cell: Cell, requests: Sequence[Spoken], asked: Budget) -> BudgetR
     """How the measured ``requests`` of ``cell`` fare against what was ``asked``."""
     rng = chances.generator(SEED)
     replies = counted(cell, requests)
-    waits_s = _waits_s(replies)
+    waits_s = _waits_s(replies, asked.budget_s)
     turns_s = chances.turns_s(waits_s, asked.spent, rng) if len(waits_s) else np.empty(0)
     row = BudgetRow(
         target=cell.target,
@@ -166,9 +166,20 @@ def budget_row(cell: Cell, requests: Sequence[Spoken], asked: Budget) -> BudgetR
     return row
 
 
-def _waits_s(replies: Sequence[Spoken]) -> Floats:
-    waits = [each.speech.reaction_s for each in replies]
-    return np.array([np.inf if wait is None else wait for wait in waits])
+def _waits_s(replies: Sequence[Spoken], budget_s: float) -> Floats:
+    """How long each turn waited for something to say. Of one that was cut off before, within the
+    budget, nobody knows."""
+    waits = [
+        np.inf if each.speech.reaction_s is None else each.speech.reaction_s
+        for each in replies
+        if not (each.speech.reaction_s is None and _was_cut_off_early(each.request, budget_s))
+    ]
+    return np.array(waits)
+
+
+def _was_cut_off_early(request: RequestMetrics, budget_s: float) -> bool:
+    waited_s = (request.end_ns - request.start_ns) / 1e9
+    return request.failure == "cancelled" and waited_s < budget_s
 
 
 def _block(waits_s: Floats) -> Block:
@@ -204,7 +215,8 @@ def _by_turn(cell: Cell, replies: Sequence[Spoken], asked: Budget) -> list[TurnR
     """TTFT as the cell has it, and TTSC beside it, where there are several turns."""
     rows = []
     for turn in cell.turns or ():
-        waits_s = _waits_s([each for each in replies if each.request.turn == turn.turn - 1])
+        its = [each for each in replies if each.request.turn == turn.turn - 1]
+        waits_s = _waits_s(its, asked.budget_s)
         told = chances.chance(waits_s, asked.spent, asked.budget_s)
         rows.append(
             TurnRow(

@@ -194,6 +194,8 @@ def _metric(name: str) -> str:
 def _figure(estimate: Estimate) -> str:
     low, high = estimate.ci95
     half = (high - low) / 2
+    if math.isinf(estimate.value):
+        return digits(estimate.value)
     return f"{digits(estimate.value)} ±{digits(half) if math.isfinite(half) else '∞'}"
 
 
