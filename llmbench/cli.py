@@ -3,7 +3,7 @@
 import argparse
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from llmbench.config import Sweep
     from llmbench.datasets.survey import Survey
     from llmbench.drive.sweep import Runs, SweepRun
+    from llmbench.measure.cell import Measured
+    from llmbench.measure.cost import Costed
+    from llmbench.prices import ListedPrice
     from llmbench.records import Cell
-    from llmbench.store import Run
+    from llmbench.store import Run, RunDirectory
 
 GOOD, NOTHING_MEASURED, CELL_FAILED, INTERRUPTED = 0, 3, 4, 130
 
@@ -139,11 +142,9 @@ def capacity(args: argparse.Namespace) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Work out every figure again from what a run stored, and print the table."""
-    from llmbench.evidence import requests_by_cell
-    from llmbench.measure.cell import measured, report_cells
-    from llmbench.measure.requests import Requests
+    from llmbench.measure.cell import report_cells
     from llmbench.measure.slo import limits_ms, read_slo
-    from llmbench.prices import price_of, read_prices
+    from llmbench.prices import read_prices
     from llmbench.report.comparison import check_baseline
     from llmbench.store import RunDirectory
 
@@ -156,56 +157,75 @@ def report(args: argparse.Namespace) -> int:
         raise UserError("--prices: they are for --cost: llmbench report RUN --cost --prices FILE")
     prices = [] if args.prices is None else read_prices(args.prices)
     slo = run.sweep.slo if args.slo is None else read_slo(args.slo)
-    limits = limits_ms(slo, "--slo")
-    facts = {each.cell: each for each in run.cells}
-    found = {}
-    for number, requests in requests_by_cell(directory):
-        target = run.targets[facts[number].target]
-        found[number] = measured(target, facts[number], requests, limits)
-    none = Requests.of(())
-    runs = [
-        found.get(number) or measured(run.targets[its.target], its, none, limits)
-        for number, its in sorted(facts.items())
-    ]
+    runs = _measured_again(directory, limits_ms(slo, "--slo"))
     cells = report_cells(run.targets, slo, runs)
     if not cells:
         raise UserError(f"{args.run_dir}: no cell was finished")
     if args.slo is None:  # what if is no fact of the run
         with suppress(OSError):  # a read-only run is still worth reading
             directory.save_summary(cells)
+    rows = _costed(cells, prices)
     if args.svg is not None:
         from llmbench.report import svg
         from llmbench.report.frontier import render_frontier
 
-        svg.save(args.svg, render_frontier(cells))
-    if args.stages and args.format in ("table", "markdown"):  # the others have them in any case
+        svg.save(args.svg, render_frontier(rows))
+    _print_report(args, run, rows)
+    missing = _say_what_is_missing(run.sweep, len(runs))
+    return CELL_FAILED if missing else _exit_code(cells)
+
+
+def _measured_again(
+    directory: "RunDirectory", limits_ms: "Mapping[str, float]"
+) -> "list[Measured]":
+    """Every cell of a run from its stored requests."""
+    from llmbench.evidence import requests_by_cell
+    from llmbench.measure.cell import measured
+    from llmbench.measure.requests import Requests
+
+    targets, facts = directory.run.targets, {each.cell: each for each in directory.run.cells}
+    found = {}
+    for number, requests in requests_by_cell(directory):
+        its = facts[number]
+        found[number] = measured(targets[its.target], its, requests, limits_ms)
+    none = Requests.of(())
+    return [
+        found.get(number) or measured(targets[its.target], its, none, limits_ms)
+        for number, its in sorted(facts.items())
+    ]
+
+
+def _costed(cells: Sequence["Cell"], prices: "Sequence[ListedPrice]") -> "list[Costed]":
+    from llmbench.measure.cost import costed
+    from llmbench.prices import price_of
+    from llmbench.records import Billed
+
+    return [
+        costed(
+            cell, price_of(prices, cell.target, cell.model), cell.goodput, cell.billed or Billed()
+        )
+        for cell in cells
+    ]
+
+
+def _print_report(args: argparse.Namespace, run: "Run", rows: "Sequence[Costed]") -> None:
+    cells = [row.cell for row in rows]
+    in_words = args.format in ("table", "markdown")
+    if args.stages and in_words:  # the others have them in any case
         from llmbench.report.stages import render_stages
 
         sys.stdout.write(render_stages(cells, args.format))
     elif args.cost:
-        from llmbench.measure.cost import costed
-        from llmbench.records import Billed
         from llmbench.report.cost import render_cost
 
-        rows = [
-            costed(
-                cell,
-                price_of(prices, cell.target, cell.model),
-                cell.goodput,
-                cell.billed or Billed(),
-            )
-            for cell in cells
-        ]
         sys.stdout.write(render_cost(rows, args.format))
     else:
         baseline = run.sweep.baseline if args.baseline is None else args.baseline
         _print_cells(run, cells, args.format, baseline)
-        if args.why and args.format in ("table", "markdown"):
+        if args.why and in_words:
             from llmbench.report.why import render_why
 
             sys.stdout.write(render_why(cells))
-    missing = _say_what_is_missing(run.sweep, len(runs))
-    return CELL_FAILED if missing else _exit_code(cells)
 
 
 def budget(args: argparse.Namespace) -> int:

@@ -1,13 +1,16 @@
 """The frontier's picture: every load where it belongs, and nothing that is not known."""
 
 import xml.etree.ElementTree as ET
+from datetime import date
 from pathlib import Path
 
 import pytest
 from conftest import Llmbench
 from test_report import block, cell
 
-from llmbench.records import Block, Cell, Cost, Objective
+from llmbench.measure.cost import Costed, Paid
+from llmbench.prices import ListedPrice
+from llmbench.records import Billed, Block, Cell, Cost, Objective
 from llmbench.report.frontier import Axis, load_name, render_frontier, series, total
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +28,8 @@ def at(load: int, otps: float | None, p50_ms: float, target: str = "a", **fields
 
 
 def drawn(cells: list[Cell]) -> ET.Element:
-    return ET.fromstring(render_frontier(cells))
+    rows = [Costed(each, None, None, Billed(), None) for each in cells]
+    return ET.fromstring(render_frontier(rows))
 
 
 def words(drawing: ET.Element) -> list[str]:
@@ -101,6 +105,15 @@ def test_objectives_tails_and_costs() -> None:
     assert "ttft.p95 ≤ 500 ms" in words(drawing)
     assert not any("tpot" in each for each in words(drawing))
     assert "cost per 1M output tokens" in words(drawing)
+
+
+def test_the_cost_of_good_requests_stands_before_that_of_all() -> None:
+    price = ListedPrice(name="a", date=date(2026, 11, 24), currency="EUR", hour=1.0)
+    its = at(1, 50, 10, cost=Cost(1.0, 2.5))
+    paid = Paid(per_1k_requests=2.0, per_1m_output_tokens=250.0)
+    text = render_frontier([Costed(its, price, None, Billed(), paid)])
+    assert "cost per 1M output tokens, EUR" in text
+    assert ">250<" in text  # on its axis
 
 
 @pytest.mark.parametrize("name", ["<b>&", "'\""])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llmbench.measure.capacity import by_search, load_of
+from llmbench.measure.cost import Costed
 from llmbench.records import Block, Cell
 from llmbench.report import svg
 from llmbench.report.budget import shortened
@@ -73,10 +74,19 @@ TTFT = Panel(
     log=True,
 )
 PER_USER = Panel("tok/s per user", quantile(lambda cell: cell.otps_per_user, "p50"))
-COST = Panel(
-    "cost per 1M output tokens",
-    lambda cell: _figure(cell.cost.per_1m_output_tokens if cell.cost else None, None),
-)
+COST = "cost per 1M output tokens"
+
+
+def _cost(rows: Sequence[Costed]) -> list[Panel]:
+    """By the listed price, for good requests, or else by the config's, for all."""
+    costs = {id(row.cell): row.paid or row.cell.cost for row in rows}  # a cell has no hash
+    names = {row.price.currency for row in rows if row.price}
+
+    def of(cell: Cell) -> Figure | None:
+        cost = costs[id(cell)]
+        return _figure(cost.per_1m_output_tokens if cost else None, None)
+
+    return [Panel(", ".join([COST, *sorted(names)]), of)] if any(costs.values()) else []
 
 
 # ---- what is drawn
@@ -169,10 +179,12 @@ class Axis(NamedTuple):
         return [each for each in found if self.low <= each <= self.high]
 
 
-def render_frontier(cells: Sequence[Cell]) -> str:
-    """The frontier of ``cells``; those that are INVALID or have no throughput are left out."""
+def render_frontier(rows: Sequence[Costed]) -> str:
+    """The frontier of the cells of ``rows``, with a panel of what their good requests cost where
+    that is known; cells that are INVALID or have no throughput are left out."""
+    cells = [row.cell for row in rows]
     drawn = series(cells)
-    panels = [TTFT, PER_USER, *([COST] if any(cell.cost for cell in cells) else [])]
+    panels = [TTFT, PER_USER, *_cost(rows)]
     top = _TOP + _LINE * math.ceil(len(drawn) / 2) + 44
     bottom = top + len(panels) * (_HIGH + _GAP) - _GAP
     totals = [point.total.high for each in drawn for point in each.points(total)]
