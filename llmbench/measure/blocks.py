@@ -63,20 +63,21 @@ def block(in_order: Floats, shared: Shared = ALONE, *, slow_side_low: bool = Fal
     ordered = np.sort(values)
     lost = values == 0 if slow_side_low else np.isinf(values)
     result = _of_known(values[~lost], len(values))
-    worth = shared.worth(values, known)
-    for name, p in (SLOW_RATES | QUANTILES if slow_side_low else QUANTILES).items():
-        if not len(ordered):
+    levels = SLOW_RATES | QUANTILES if slow_side_low else QUANTILES
+    if not len(ordered):
+        for name in levels:
             setattr(result, name, None)
-            continue
-        value = stats.quantile(ordered, p)
-        effective = worth(value)
-        bounds = stats.interval(ordered, p, effective)
-        if effective < len(ordered):
-            result.worth[name] = effective
-            if len(ordered) < SHORT * stats.fewest(p):
-                bounds = None
-        setattr(result, name, value if bounds is not None else None)
-        if bounds is not None:
+        return result
+    at = {name: stats.quantile(ordered, p) for name, p in levels.items()}
+    worth = shared.worth(values, known)
+    effective = {name: worth(value) for name, value in at.items()}
+    result.worth = {name: its for name, its in effective.items() if its < len(ordered)}
+    for name, p in levels.items():
+        bounds = stats.interval(ordered, p, effective[name])
+        if bounds is None or (result.worth and len(ordered) < SHORT * stats.fewest(p)):
+            setattr(result, name, None)
+        else:
+            setattr(result, name, at[name])
             result.ci95[name] = bounds
     return result
 
@@ -166,7 +167,7 @@ def needs(block: Block, name: str, short: float = SHORT) -> int | None:
     if getattr(block, name) is not None or not block.n:
         return None
     times = block.n / block.worth.get(name, block.n)
-    times = max(times, short) if name in block.worth else 1.0
+    times = max(times, short) if block.worth else 1.0
     missing = math.ceil(stats.fewest(QUANTILES[name]) * times - 1e-9) - block.n
     if missing <= 0:
         return None
