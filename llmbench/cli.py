@@ -232,6 +232,8 @@ def budget(args: argparse.Namespace) -> int:
     """Say whether spoken turns keep within their budget, and for how many users."""
     from llmbench import budget
 
+    if args.run_dir is not None and args.search:
+        raise UserError("--search: it measures; give no RUN, or no --search")
     if args.run_dir is None:
         settings, runner = budget.measurement(args)
         run = _measure(settings, runner, quiet=True)

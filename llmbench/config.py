@@ -22,7 +22,8 @@ from llmbench.plan.until import LOOKS
 from llmbench.records import Content, Load, Target
 from llmbench.targets import IN_PROCESS, Defaults, TargetTable, read_targets, suggestion
 
-Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+MOST_STREAMS = 1_000_000
+Count = Annotated[int, Meta(ge=1, le=MOST_STREAMS)]
 Seconds = Annotated[float, Meta(gt=0, le=1e7)]  # infinity has no JSON form
 SOME = Meta(min_length=1)
 
@@ -289,8 +290,10 @@ def _search_of(flags: dict[str, Any], config: Path | None) -> tuple[str, float]:
     place = _place("most", flags, config)
     if not isinstance(most, int | float) or isinstance(most, bool) or not 0 < most < math.inf:
         raise UserError(f"{place}: expected a number above 0")
-    if by == "concurrency" and most != int(most):
-        raise UserError(f"{place} {most:g}: requests in flight are a whole number")
+    if by == "concurrency" and (most != int(most) or most > MOST_STREAMS):
+        raise UserError(
+            f"{place} {most:g}: requests in flight are a whole number, at most {MOST_STREAMS:,}"
+        )
     return by, float(most)
 
 

@@ -319,6 +319,7 @@ def test_a_report_answers_by_the_objectives_that_it_was_given(
         ("--slo ttft.p95=1s --by rate --batch-size 2", "--batch-size: a search chooses its loads"),
         ("--slo ttft.p95=1s --repeat 2", "--repeat: a search confirms its loads by itself"),
         ("--slo ttft.p95=1s --least 1.5", "--least 1.5: requests in flight are a whole number"),
+        ("--slo ttft.p95=1s --most 1e9", "a whole number, at most 1,000,000"),
         ("--slo ttft.p95=1s --most 9.5", "--most 9.5: requests in flight are a whole number"),
     ],
 )

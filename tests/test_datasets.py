@@ -908,3 +908,8 @@ def test_an_array_is_its_lines(rows: list[dict[str, Any]], name: str) -> None:
         for row in read(name, "\n".join(map(json.dumps, rows)))
     ]
     assert read(name, json.dumps(rows)) == in_lines
+
+
+def test_a_dataset_that_is_not_there_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nope: cannot be read: no such file"):
+        detect(str(tmp_path / "nope"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from itertools import islice
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import BinaryIO
 
 from llmbench.datasets import azure, burstgpt
@@ -29,6 +29,8 @@ def detect(path: str) -> str:
     suffix = PurePath(path.lower().removesuffix(".gz")).suffix
     if suffix in _BY_SUFFIX:
         return _BY_SUFFIX[suffix]
+    if not Path(path).exists():
+        raise UserError(f"--dataset {path}: cannot be read: no such file")
     look: Callable[[BinaryIO], str]
     if suffix == ".csv":
         look = _by_header

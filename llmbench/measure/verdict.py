@@ -61,6 +61,8 @@ def _reasons(cell: Cell, facts: CellFacts) -> list[str]:
 def _saturated(cell: Cell) -> str:
     """The client was too late to tell events apart, or to keep the load up."""
     remedy = "use more --workers, fewer streams or a second machine"
+    if cell.concurrency == 1:
+        remedy = "use a machine that is less busy"
     lag_ms = cell.ruler.read_lag_ms["p99"] if cell.ruler.read_lag_ms else 0.0
     gap_ms = cell.icl_ms.p50 if cell.icl_ms and cell.icl_ms.p50 else 0.0
     if uncertain := too_uncertain(cell):

@@ -12,6 +12,7 @@ from llmbench.plan.lengths import read_seconds
 from llmbench.plan.search import LEAST_REQUESTS, MOST_PROBES, MOST_REQUESTS
 from llmbench.plan.until import LOOKS
 from llmbench.records import TRACE, CellFacts, Load
+from llmbench.report.table import wrapped
 
 GUESSED_TOKEN_S = 0.025
 GUESSED_FIRST_TOKEN_S = 0.5
@@ -59,12 +60,14 @@ def render_search(sweep: Sweep) -> str:
     most = max(map(float, sweep.request_rate or sweep.concurrency))
     targets = ", ".join(target.name for target in sweep.targets())
     heaviest = max(seconds(cell) for cell in grid(sweep))
-    return (
-        f"at most {MOST_PROBES} loads of {targets}, from {sweep.least:g} to {most:g} {by}; the "
-        f"heaviest takes about {duration(heaviest)},\nand where the edge is near each has "
-        f"{LEAST_REQUESTS:,} to {MOST_REQUESTS:,} requests, unless --requests or --duration says "
-        "how many\n"
-    )
+    told = f"at most {MOST_PROBES} loads of {targets}, from {sweep.least:g} to {most:g} {by}"
+    told += f"; the heaviest takes about {duration(heaviest)}"
+    if sweep.requests is None and sweep.duration is None:
+        told += (
+            f", and where the edge is near each has {LEAST_REQUESTS:,} to {MOST_REQUESTS:,} "
+            "requests, unless --requests or --duration says how many"
+        )
+    return wrapped(told) + "\n"
 
 
 def _length(mean: int, drawn: str) -> str:
