@@ -45,8 +45,6 @@ def read_slo(given: str | Mapping[str, str], where: str = "--slo") -> dict[str, 
     objectives: dict[str, str] = {}
     for word in (part.strip() for part in given.split(",")):
         name, equals, limit = (part.strip() for part in word.partition("="))
-        if equals and name in objectives and "." in name and limit != objectives[name]:
-            raise UserError(f"{where}: {name} stands there twice")
         if equals:
             objectives[name] = limit
         elif name in presets():
