@@ -7,7 +7,6 @@ import re
 import unicodedata
 from typing import Any
 
-import msgspec
 import pytest
 
 from llmbench.config import Sweep
@@ -390,10 +389,3 @@ def test_intervals_go_before_columns_do() -> None:
     wide = render_table(crowd, baseline="a" * 30)
     assert "±266" not in wide
     assert max(map(len, wide.splitlines())) <= 100
-
-
-def test_a_series_too_short_to_tell_how_requests_depend_on_each_other_is_said() -> None:
-    known = block(10.0, None)
-    its = msgspec.structs.replace(known, n=100, worth={"p50": 60.0}, min=1.0, max=99.0)
-    text = " ".join(render_table([cell("a", ttft_ms=its)]).split())
-    assert "TTFT p95 needs ~80 more requests: slow ones come together, and 100 do not tell" in text

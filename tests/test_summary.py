@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from llmbench.config import Sweep
-from llmbench.measure.blocks import needs
 from llmbench.measure.cell import judged, measure_cell
 from llmbench.measure.rates import add_rate_intervals
 from llmbench.measure.requests import Requests
@@ -244,17 +243,6 @@ def test_six_requests_have_a_median_and_five_have_none() -> None:
         assert cell.ttft_ms is not None
         assert (cell.ttft_ms.n, cell.ttft_ms.p50, cell.ttft_ms.p95) == (count, p50, None)
         assert cell.ttft_ms.mean == pytest.approx(40)
-
-
-def test_too_short_a_series_does_not_tell_how_its_requests_depend_on_each_other() -> None:
-    """Slow and fast in turns of three, of which a third may be worth enough for p90."""
-    for count, shown in ((88, False), (92, True)):
-        its = [request(900 * n, 40 + 9 * (n // 3 % 2) + n % 7, 60, 80) for n in range(count)]
-        block = cell_of(its).ttft_ms
-        assert block is not None
-        assert 36 <= block.worth["p90"] < count
-        assert (block.p90 is not None) == shown
-        assert needs(block, "p90") == (None if shown else 90 - count)
 
 
 def test_many_tokens_of_few_requests_have_no_p99() -> None:

@@ -30,7 +30,6 @@ def test_how_many_more(told: Block, name: str, more: int | None) -> None:
 def test_requests_that_depend_on_each_other_count_for_what_they_are_worth() -> None:
     assert needs(Block(n=80, worth={"p50": 5.0}), "p50") == 16  # six independent ones, not five
     assert needs(Block(n=500, worth={"p95": 30.0}), "p95") == 700  # 72 of 30
-    assert needs(Block(n=72, worth={"p90": 40.0}), "p90") == 18  # 36 would do, were 40 certain
 
 
 def test_the_lines_below_the_table(run_llmbench: Llmbench, tmp_path: Path) -> None:

@@ -16,11 +16,6 @@ from llmbench.measure.survival import Sample
 from llmbench.records import Block
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
-SHORT = 2.5
-"""A series that is not so many times as long as independent values need be does not tell how they
-depend on each other, only that they do: of 72 requests that were worth a dozen 7% passed for
-worth 36, and the intervals of those held the truth in 86% (``benchmarks/statistics_truth.py``)."""
-
 Worth = Callable[[float], float]
 """How many independent values a sample is worth at a quantile, by that quantile's value."""
 
@@ -63,21 +58,18 @@ def block(in_order: Floats, shared: Shared = ALONE, *, slow_side_low: bool = Fal
     ordered = np.sort(values)
     lost = values == 0 if slow_side_low else np.isinf(values)
     result = _of_known(values[~lost], len(values))
-    levels = SLOW_RATES | QUANTILES if slow_side_low else QUANTILES
-    if not len(ordered):
-        for name in levels:
-            setattr(result, name, None)
-        return result
-    at = {name: stats.quantile(ordered, p) for name, p in levels.items()}
     worth = shared.worth(values, known)
-    effective = {name: worth(value) for name, value in at.items()}
-    result.worth = {name: its for name, its in effective.items() if its < len(ordered)}
-    for name, p in levels.items():
-        bounds = stats.interval(ordered, p, effective[name])
-        if bounds is None or (result.worth and len(ordered) < SHORT * stats.fewest(p)):
+    for name, p in (SLOW_RATES | QUANTILES if slow_side_low else QUANTILES).items():
+        if not len(ordered):
             setattr(result, name, None)
-        else:
-            setattr(result, name, at[name])
+            continue
+        value = stats.quantile(ordered, p)
+        effective = worth(value)
+        bounds = stats.interval(ordered, p, effective)
+        if effective < len(ordered):
+            result.worth[name] = effective
+        setattr(result, name, value if bounds is not None else None)
+        if bounds is not None:
             result.ci95[name] = bounds
     return result
 
@@ -159,15 +151,13 @@ def _of_known(values: Floats, n: int) -> Block:
     return result
 
 
-def needs(block: Block, name: str, short: float = SHORT) -> int | None:
-    """How many more requests quantile ``name`` takes, if they depend on each other as these do, and
-    that is known of at least ``short`` times as many as independent ones.
+def needs(block: Block, name: str) -> int | None:
+    """How many more requests quantile ``name`` takes, if they depend on each other as these do.
     ``None`` where it is shown, or where more would not help: it lies beyond what was seen before a
     cut."""
     if getattr(block, name) is not None or not block.n:
         return None
     times = block.n / block.worth.get(name, block.n)
-    times = max(times, short) if block.worth else 1.0
     missing = math.ceil(stats.fewest(QUANTILES[name]) * times - 1e-9) - block.n
     if missing <= 0:
         return None

@@ -101,7 +101,7 @@ def _at_most(block: Block, p: str) -> float | None:
     """Quantile ``p``; where its samples are too few for it only because they depend on each other,
     what it is at most, or near: a client that made them all late is no less too late."""
     value: float | None = getattr(block, p)
-    if value is not None or not block.worth or block.n < fewest(SHOWN[p]):
+    if value is not None or p not in block.worth or block.n < fewest(SHOWN[p]):
         return value
     return block.mean if p == "p50" else block.max
 

@@ -91,13 +91,10 @@ def _dependent(cell: Cell) -> Iterable[str]:
         more = needs(block, name)
         if more is None or block.n < fewest(QUANTILES[name]):
             continue
-        worth = math.floor(block.worth.get(name, block.n))
-        told = f"so {block.n} say as much as {worth} apart"
-        if worth >= fewest(QUANTILES[name]):
-            told = f"and {block.n} do not tell how often"
+        worth = math.floor(block.worth[name])
         yield (
-            f"TTFT {name} needs ~{more:,} more requests: slow ones come together, {told}; "
-            f"they took {block.min:,.4g} to {block.max:,.4g} ms"
+            f"TTFT {name} needs ~{more:,} more requests: slow ones come together, so {block.n} say "
+            f"as much as {worth} apart; they took {block.min:,.4g} to {block.max:,.4g} ms"
         )
         return
 

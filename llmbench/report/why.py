@@ -46,7 +46,7 @@ def _of_gaps(cell: Cell) -> list[str]:
     block = cell.itl_ms
     if block is None or not cell.requests.ok:
         return []
-    lacking = {name: more for name in QUANTILES if (more := needs(block, name, 1.0)) is not None}
+    lacking = {name: more for name in QUANTILES if (more := needs(block, name)) is not None}
     return [
         f"{name} of ITL needs {math.ceil(more * cell.requests.ok / block.n):,} more requests"
         for name, more in lacking.items()
