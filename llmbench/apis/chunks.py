@@ -43,6 +43,10 @@ class _Chunk(Struct, gc=False):
 
 _DECODER = msgspec.json.Decoder(_Chunk)
 
+# Looked up for every event.
+_ROLE, _REASONING, _ANSWER, _TOOL = Kind.ROLE, Kind.REASONING, Kind.ANSWER, Kind.TOOL
+_USAGE, _FINISH, _GENERATED = Kind.USAGE, Kind.FINISH, Kind.GENERATED
+
 DONE = b"[DONE]"
 MALFORMED = "malformed chunk: "
 
@@ -94,39 +98,34 @@ def _event(chunk: _Chunk) -> Event:
         delta = choice.delta
         if delta is None:
             if choice.text:
-                kind |= Kind.ANSWER
+                kind |= _ANSWER
                 text += choice.text
         else:
-            delta_kind, delta_text = _delta(delta)
-            kind |= delta_kind
-            text += delta_text
+            if delta.role:
+                kind |= _ROLE
+            if reasoning := delta.reasoning_content or delta.reasoning:
+                kind |= _REASONING
+                text += reasoning
+            if content := delta.content or delta.refusal:
+                kind |= _ANSWER
+                text += content if isinstance(content, str) else ""
+            if delta.tool_calls:
+                kind |= _TOOL
         if choice.finish_reason:
-            kind |= Kind.FINISH
+            kind |= _FINISH
             finish = choice.finish_reason
         if choice.token_ids is not None:
             tokens = len(choice.token_ids)
         elif choice.token_count is not None:
             tokens = choice.token_count
-        if tokens and not kind & Kind.GENERATED:
-            kind |= Kind.ANSWER
-    if chunk.usage is not None:
-        kind |= Kind.USAGE
-    timings = chunk.timings if isinstance(chunk.timings, dict) else None
-    return Event(kind, text, tokens, chunk.usage, finish, "", timings)
-
-
-def _delta(delta: _Delta) -> tuple[int, str]:
-    kind = Kind.ROLE if delta.role else 0
-    text = ""
-    if reasoning := delta.reasoning_content or delta.reasoning:
-        kind |= Kind.REASONING
-        text += reasoning
-    if content := delta.content or delta.refusal:
-        kind |= Kind.ANSWER
-        text += content if isinstance(content, str) else ""
-    if delta.tool_calls:
-        kind |= Kind.TOOL
-    return kind, text
+        if tokens and not kind & _GENERATED:
+            kind |= _ANSWER
+    usage, timings = chunk.usage, chunk.timings
+    if usage is not None:
+        kind |= _USAGE
+    if timings is not None and not isinstance(timings, dict):
+        timings = None
+    return Event(kind, text, tokens, usage, finish, "", timings)
 
 
 def error_message(body: bytes) -> str:

@@ -124,4 +124,7 @@ def _evidence(trace: Trace, timeline: Timeline) -> dict[str, Any]:
 
 
 def _ms(ns: Iterable[float]) -> Singles:
-    return array("f", [min(each / 1e6, MOST_HALF) for each in ns])
+    values = [each / 1e6 for each in ns]
+    if max(values, default=0.0) > MOST_HALF:
+        values = [min(each, MOST_HALF) for each in values]
+    return array("f", values)

@@ -2,18 +2,18 @@
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 from llmbench.apis import sse
 from llmbench.apis.chunks import MALFORMED, error_message
 from llmbench.measure.early import heard
 from llmbench.records import Event, Integers, Kind, Timeline, Trace, Usage
 
-_T = TypeVar("_T")
-_GENERATED, _ANSWER = Kind.GENERATED, Kind.ANSWER  # looked up for every event
+_GENERATED, _ANSWER, _RARE = Kind.GENERATED, Kind.ANSWER, Kind.FINISH | Kind.ERROR
+"""Looked up for every event."""
 
 BARGE_IN = "barge-in"
 """How a reply finished that its user cut off."""
@@ -43,13 +43,14 @@ def decode(
     content: list[int] = []  # the content events' reads
     running = array("q")  # tokens so far, at each of them
     first_answer_ns = None
+    usage, finish, timings, error = Usage(), "", None, ""
     chars = seen = ids = counted = 0
-    said = decode_events(events)
-    for read, event in zip(read_of, said, strict=True):
+    for read, event in zip(read_of, decode_events(events), strict=True):
         kind = event.kind
         seen |= kind
         if event.usage is not None:
-            counted = event.usage.completion_tokens or 0
+            usage = event.usage
+            counted = usage.completion_tokens or 0
         if event.tokens is not None:
             ids += event.tokens
         if kind & _GENERATED:
@@ -58,11 +59,10 @@ def decode(
             content.append(read)
             running.append(ids or counted)
             chars += len(event.text)
-    usage = _first(event.usage for event in reversed(said)) or Usage()
-    finish = _first(event.finish for event in reversed(said)) or ""
-    timings = _first(event.timings for event in reversed(said)) or {}
-    error = (_first(event.error for event in said) or "") if seen & Kind.ERROR else ""
-    shares = [read == after for read, after in pairwise([*content, -1])]  # with a later event
+        if kind & _RARE:
+            finish, error = event.finish or finish, error or event.error
+        if event.timings:
+            timings = event.timings
     if trace.cut_ns is None:
         failure, detail = _failed(trace, seen, error)
     else:
@@ -71,25 +71,17 @@ def decode(
         first_event_ns=reads.at_ns[read_of[0]] if read_of else None,
         first_answer_ns=first_answer_ns,
         at_ns=_at(content, reads.at_ns),
-        slack_ns=array(
-            "q",
-            [reads.slack_ns[read] * its for read, its in zip(content, shares, strict=True)],
-        ),
+        slack_ns=_slack(content, reads.slack_ns),
         lag_ns=_at(content, reads.lag_ns),
         running_tokens=running if _counts(running) else None,
         token_ids=ids or None,
         chars=chars,
         usage=usage,
         finish=finish,
-        stages_ms=_stages_ms(timings),
+        stages_ms=_stages_ms(timings or {}),
         failure=failure,
         detail=detail,
     )
-
-
-def _first(told: Iterator[_T]) -> _T | None:
-    """The first of ``told`` that says anything."""
-    return next((each for each in told if each), None)
 
 
 _STAGES = {
@@ -107,6 +99,14 @@ def _stages_ms(timings: dict[str, Any]) -> dict[str, float]:
         for name, stage in _STAGES.items()
         if isinstance(timings.get(name), int | float)
     }
+
+
+def _slack(content: Sequence[int], slack_ns: Integers) -> Integers:
+    """The slack of each event, 0 for the last one of its read."""
+    if len(set(content)) == len(content):
+        return array("q", bytes(8 * len(content)))
+    shared = [read == after for read, after in pairwise([*content, -1])]
+    return array("q", [slack_ns[read] * its for read, its in zip(content, shared, strict=True)])
 
 
 def _at(reads: Sequence[int], column: Integers) -> Integers:
