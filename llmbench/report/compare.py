@@ -1,7 +1,7 @@
 """A comparison of runs as text: a table, Markdown, JSON, and JUnit's XML for a CI."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from string import ascii_uppercase
 from xml.etree import ElementTree as Xml
 
@@ -301,23 +301,29 @@ def _differing(comparison: Comparison) -> list[str]:
 
 
 def _left_out(comparison: Comparison) -> list[str]:
-    """One line for each reason."""
+    """One line for each reason, with all that it holds for."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     for pair in comparison.pairs:
         for metric, words in pair.left_out.items():
             why, _, count = words.partition(ONE_HAS)
             found.setdefault((_place(comparison, pair), why), {})[metric] = count
-    by_metrics: dict[tuple[str, str], list[str]] = {}
+    alike: dict[tuple[str, str], dict[str, list[int]]] = {}
     for (place, why), its in found.items():
-        counts = sorted({int(each) for each in its.values() if each})
-        ends = dict.fromkeys(map(str, (counts[0], counts[-1]))) if counts else ()
-        has = f"{ONE_HAS}{' to '.join(ends)}" if ends else ""
         which = "all" if len(its) == len(METRICS) else ", ".join(its)
-        by_metrics.setdefault((which, why + has), []).append(place)
+        alike.setdefault((which, why), {})[place] = [int(each) for each in its.values() if each]
     return [
-        f"not compared, {which} at {'; '.join(places)}: {why}"
-        for (which, why), places in by_metrics.items()
+        f"not compared, {which} at {'; '.join(places)}: {why}{_one_has(places.values())}"
+        for (which, why), places in alike.items()
     ]
+
+
+def _one_has(counts: Iterable[Sequence[int]]) -> str:
+    """How many the poorest side has, from the fewest to the most."""
+    every = sorted(each for its in counts for each in its)
+    if not every:
+        return ""
+    ends = dict.fromkeys((every[0], every[-1]))
+    return ONE_HAS + " to ".join(map(str, ends))
 
 
 def _methods(comparison: Comparison) -> list[str]:
