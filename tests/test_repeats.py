@@ -99,7 +99,9 @@ def test_a_sweep_with_repeats(truth: Truth, run_llmbench: Llmbench, run_dir: Pat
     )
     rows = [(cell["target"], cell["concurrency"]) for cell in done.cells]
     assert [concurrency for _, concurrency in rows] == [1, 2, 1, 2]
-    assert [cell["repeats"]["runs"] for cell in done.cells] == [3] * 4
+    for cell in done.cells:  # busy cores may make a repeat INVALID, which is said
+        left_out = [note for note in cell["notes"] if " left out: " in note]
+        assert cell["repeats"]["runs"] == 3 - len(left_out), cell["notes"]
     facts: list[CellFacts] = RunDirectory.open(run_dir).run.cells
     assert Counter(each.row for each in facts) == {0: 3, 1: 3, 2: 3, 3: 3}
     assert run_llmbench("report", run_dir, "--format", "json").cells == done.cells
