@@ -4,7 +4,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -220,16 +220,16 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return -(-warmup // at_once) * at_once if self.batch_size else warmup
 
 
-def load_sweep(
-    flags: dict[str, Any], config: Path | None = None, of_command: Sequence[str] = ()
-) -> Sweep:
-    """The sweep of a config file, where there is one, under the flags that were given. The file may
-    have the keys ``of_command`` too, which are passed over.
+def load_sweep(flags: dict[str, Any], config: Path | None = None) -> Sweep:
+    """The sweep of a config file, where there is one, under the flags that were given.
 
     Raises ``UserError`` with the file or flag, the key and what would be right.
     """
-    settings = _read_toml(config) if config else {}
-    settings = {key: value for key, value in settings.items() if key not in of_command}
+    return _sweep_of(_read_toml(config), flags, config)
+
+
+def _sweep_of(settings: dict[str, Any], flags: dict[str, Any], config: Path | None) -> Sweep:
+    """The sweep of a file's ``settings`` under ``flags``."""
     _check_keys(settings, config)
     for one, other in EXCLUSIVE:
         if {one, other} <= flags.keys():
@@ -261,14 +261,15 @@ def load_sweep(
 def load_search(flags: dict[str, Any], config: Path | None = None, *, by_slo: bool = True) -> Sweep:
     """The sweep of a search for capacity: its one load is the most that is tried. It goes by the
     objectives, which must be there, unless ``by_slo`` is false."""
-    by, most = _search_of(flags, config)
-    flags = {key: value for key, value in flags.items() if key not in ("by", "most")}
+    settings = _read_toml(config)
+    by, most = _search_of(settings | flags, flags, config)
+    settings, flags = _without_search(settings), _without_search(flags)
     key = "request_rate" if by == "rate" else "concurrency"
     for other in ("concurrency", "request_rate", "batch_size"):
         if other in flags:
             raise UserError(f"{_flag(other)}: a search chooses its loads; give --least and --most")
     its = {key: [most if by == "rate" else int(most)], "search": by}
-    sweep = load_sweep(flags | its, config, of_command=("by", "most"))
+    sweep = _sweep_of(settings, flags | its, config)
     if sweep.repeat > 1:
         raise UserError(f"{_place('repeat', flags, config)}: a search confirms its loads by itself")
     if by == "concurrency" and sweep.least != int(sweep.least):
@@ -281,9 +282,15 @@ def load_search(flags: dict[str, Any], config: Path | None = None, *, by_slo: bo
     return sweep
 
 
-def _search_of(flags: dict[str, Any], config: Path | None) -> tuple[str, float]:
+def _without_search(settings: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` without those that a search has and a sweep has not."""
+    return {key: value for key, value in settings.items() if key not in ("by", "most")}
+
+
+def _search_of(
+    settings: dict[str, Any], flags: dict[str, Any], config: Path | None
+) -> tuple[str, float]:
     """What a search varies, and up to where."""
-    settings = (_read_toml(config) if config else {}) | flags
     by, most = settings.get("by", "concurrency"), settings.get("most", 256.0)
     if by not in ("concurrency", "rate"):
         raise UserError(f"{_place('by', flags, config)}: expected concurrency or rate")
@@ -320,7 +327,10 @@ def _check_targets(sweep: Sweep, flags: dict[str, Any], config: Path | None) -> 
         )
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read_toml(path: Path | None) -> dict[str, Any]:
+    """What the file at ``path`` says; nothing where there is none."""
+    if path is None:
+        return {}
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:

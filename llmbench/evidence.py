@@ -7,7 +7,7 @@ are processes to work on them. What was decoded before is not decoded again (see
 
 import gc
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import groupby, islice
 from multiprocessing import get_context
@@ -18,7 +18,6 @@ from llmbench import columns
 from llmbench.host import cores
 from llmbench.measure.cell import requests_in
 from llmbench.measure.requests import Requests
-from llmbench.records import Trace
 from llmbench.store import RunDirectory, Span, lines_in
 
 SPAN_BYTES = 8 << 20
@@ -65,22 +64,25 @@ def _decoded(
 ) -> Iterator[tuple[int, Requests]]:
     """What ``span`` of the evidence says, which is kept for the next time."""
     found = measure_file(directory.requests_path, span, apis, cores())
-    for number, its in groupby(found, key=lambda part: part.cell):
-        spans: list[Span] = []
-        requests = _joined(its, spans)
-        columns.keep(directory, number, Span(spans[0].start, spans[-1].stop), requests)
-        yield number, requests
+    for _, its in groupby(found, key=lambda part: part.cell):
+        whole = _whole(its)
+        columns.keep(directory, *whole)
+        yield whole.cell, whole.requests
 
 
-def _joined(parts: Iterator[Part], spans: list[Span]) -> Requests:
-    """The requests of all ``parts``, by way of larger ones: what many small arrays leave behind,
-    when they are freed, is memory that the large ones cannot have. Adds their spans to ``spans``.
-    """
+def _whole(parts: Iterator[Part]) -> Part:
+    """All ``parts`` of a cell as one, by way of larger ones: what many small arrays leave behind,
+    when they are freed, is memory that the large ones cannot have."""
     larger = []
     while some := list(islice(parts, PARTS)):
-        spans += [part.span for part in some]
-        larger.append(Requests.joined([part.requests for part in some]))
-    return Requests.joined(larger)
+        larger.append(_joined(some))
+    return _joined(larger)
+
+
+def _joined(parts: Sequence[Part]) -> Part:
+    """Neighbours as one; they are emptied on the way."""
+    span = Span(parts[0].span.start, parts[-1].span.stop)
+    return Part(parts[0].cell, span, Requests.joined([part.requests for part in parts]))
 
 
 def measure_file(
@@ -126,14 +128,7 @@ def measure_span(path: Path, span: Span, apis: Mapping[int, str]) -> list[Part]:
     found = []
     for number, its in groupby(lines_in(path, span), key=lambda line: line[0].cell):
         if number in apis:
-            lines: list[Span] = []
-            requests = requests_in(_traces(its, lines), apis[number])
-            found.append(Part(number, Span(lines[0].start, lines[-1].stop), requests))
+            traces, where = zip(*its, strict=True)
+            whole = Span(where[0].start, where[-1].stop)
+            found.append(Part(number, whole, requests_in(traces, apis[number])))
     return found
-
-
-def _traces(lines: Iterable[tuple[Trace, Span]], spans: list[Span]) -> Iterator[Trace]:
-    """The traces of ``lines``; adds where each was to ``spans``."""
-    for trace, span in lines:
-        spans.append(span)
-        yield trace

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,7 @@ from test_summary import facts_of
 
 from llmbench import columns, evidence
 from llmbench.config import Sweep
-from llmbench.evidence import requests_by_cell
+from llmbench.evidence import Part, requests_by_cell
 from llmbench.measure.requests import Ragged, Requests
 from llmbench.records import Connect, Target
 from llmbench.store import RunDirectory
@@ -35,14 +35,14 @@ def nothing_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
 def decodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The cells whose evidence was decoded since the last look."""
     seen: list[int] = []
-    real = evidence._joined
+    real = evidence._whole
 
-    def joined(parts: object, spans: object) -> Requests:
-        requests = real(parts, spans)  # type: ignore[arg-type]
-        seen.append(len(requests))
-        return requests
+    def whole(parts: Iterator[Part]) -> Part:
+        found = real(parts)
+        seen.append(len(found.requests))
+        return found
 
-    monkeypatch.setattr(evidence, "_joined", joined)
+    monkeypatch.setattr(evidence, "_whole", whole)
     return seen
 
 

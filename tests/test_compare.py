@@ -174,6 +174,10 @@ def test_what_was_never_answered_is_no_other_work() -> None:
     compared = compare_cells(Side([one]), Side([none]))
     (why,) = set(compared.left_out.values())
     assert why == "no request of the other run succeeded (80 reset: words)"
+    counts = replace(none.cell.requests, details={})
+    silent = none._replace(cell=replace(none.cell, requests=counts))
+    turned = compare_cells(Side([silent]), Side([one]))
+    assert set(turned.left_out.values()) == {"no request of the baseline succeeded (80 reset)"}
     assert [each.failed for each in compared.failures] == [0, 80]
     assert compared.failures[1].ci95[1] == 1.0
 

@@ -24,7 +24,8 @@ from llmbench.drive.job import Job
 from llmbench.engines import models
 from llmbench.engines.hosted import Answer, HostedEngine
 from llmbench.errors import Unmeasurable, UserError
-from llmbench.measure.cell import measure_cell
+from llmbench.measure.cell import requests_in
+from llmbench.measure.summary import summarize
 from llmbench.plan.scale import Scale
 from llmbench.records import Call, CellFacts, Load, Target, Trace
 
@@ -176,7 +177,7 @@ async def test_a_trace_has_the_engines_own_stamps_and_counts(tmp_path: Path) -> 
     assert {each["usage"]["prompt_tokens"] for each in events} == {5}
     assert last["timings"] == {"prompt_ms": 5.0, "predicted_ms": 6.0}
     facts = CellFacts(cell=0, target=0, client="wire", load=load(concurrency=1, requests=1))
-    row = measure_cell(TARGET, facts, [trace])
+    row = summarize(TARGET, facts, requests_in([trace], TARGET.api))
     assert row.ttft_ms is not None
     assert row.e2e_ms is not None
     assert (row.ttft_ms.mean, row.e2e_ms.mean) == (5.0, 11.0)
@@ -300,7 +301,7 @@ async def test_a_batch_is_worth_one_sample(tmp_path: Path) -> None:
     traces = [
         msgspec.structs.replace(each, sent_ns=each.index // 8 * 7 % 10 * 10**9) for each in traces
     ]
-    batched = measure_cell(TARGET, facts, traces).ttft_ms
+    batched = summarize(TARGET, facts, requests_in(traces, TARGET.api)).ttft_ms
     assert batched is not None
     assert (batched.n, batched.p50) == (80, 9.0)  # ten batches: 5 ms, 6 ms, … 14 ms
     assert batched.ci95["p50"] == (6.0, 13.0)  # the second and the ninth, as of ten

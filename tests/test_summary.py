@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from llmbench.config import Sweep
-from llmbench.measure.cell import judged, measure_cell
+from llmbench.measure.cell import judged, requests_in
 from llmbench.measure.rates import add_rate_intervals
 from llmbench.measure.requests import Requests
-from llmbench.measure.summary import block
+from llmbench.measure.summary import block, summarize
 from llmbench.records import (
     Calibration,
     Cell,
@@ -104,7 +104,7 @@ def facts_of(concurrency: int = 1, output_tokens: int = 3, **fields: Any) -> Cel
 
 def cell_of(traces: Sequence[Trace], facts: CellFacts | None = None) -> Cell:
     facts = facts or facts_of()
-    return judged(measure_cell(TARGET, facts, traces), facts)
+    return judged(summarize(TARGET, facts, requests_in(traces, TARGET.api)), facts)
 
 
 def steady(count: int, *at_ms: float, **fields: Any) -> list[Trace]:

@@ -18,16 +18,6 @@ from llmbench.measure.verdict import judge
 from llmbench.records import Cell, CellFacts, Target, Trace
 
 
-def measure_cell(
-    target: Target,
-    facts: CellFacts,
-    traces: Iterable[Trace],
-    limits_ms: Mapping[str, float] = NO_LIMITS,
-) -> Cell:
-    """The figures of one cell from what is stored of it, without a verdict on them yet."""
-    return summarize(target, facts, requests_in(traces, target.api), limits_ms)
-
-
 def requests_in(traces: Iterable[Trace], api: str) -> Requests:
     """The table of ``traces``, which speak ``api``. Only some are held at a time."""
     decode_events = APIS[api].decode

@@ -170,10 +170,9 @@ def _check(name: str, side: Side) -> None:
         if cell.verdict == "invalid":
             raise NotCompared(f"{name} is INVALID: {'; '.join(cell.reasons)}")
         if not cell.requests.ok:
-            counts = cell.requests
-            told = [f"{count} {kind}" for kind, count in counts.failures.items()]
-            told += list(counts.details.values())[:1]
-            why = f" ({': '.join((', '.join(told[:-1]), told[-1]))})" if told else ""
+            kinds = [f"{count} {kind}" for kind, count in cell.requests.failures.items()]
+            words = [", ".join(kinds), *list(cell.requests.details.values())[:1]]
+            why = f" ({': '.join(words)})" if kinds else ""
             raise NotCompared(f"no request of {name} succeeded{why}")
 
 

@@ -169,11 +169,12 @@ def budget_row(cell: Cell, requests: Sequence[Spoken], asked: Budget) -> BudgetR
 def _waits_s(replies: Sequence[Spoken], budget_s: float) -> Floats:
     """How long each turn waited for something to say. Of one that was cut off before, within the
     budget, nobody knows."""
-    waits = [
-        np.inf if each.speech.reaction_s is None else each.speech.reaction_s
-        for each in replies
-        if not (each.speech.reaction_s is None and _was_cut_off_early(each.request, budget_s))
-    ]
+    waits = []
+    for request, its in replies:
+        if its.reaction_s is not None:
+            waits.append(its.reaction_s)
+        elif not _was_cut_off_early(request, budget_s):
+            waits.append(np.inf)
     return np.array(waits)
 
 

@@ -126,12 +126,8 @@ def series(cells: Sequence[Cell]) -> list[Series]:
         again, color = divmod(number, len(COLORS))
         dashes = "9 3" if again else ""
         name = _name(its[0], shown)
-        found.append(Series(name, COLORS[color], dashes, sorted(its, key=_weight)))
+        found.append(Series(name, COLORS[color], dashes, sorted(its, key=load_of)))
     return found
-
-
-def _weight(cell: Cell) -> float:
-    return float(cell.batch_size) if cell.batch_size else load_of(cell)
 
 
 def _name(cell: Cell, cells: Sequence[Cell]) -> str:
