@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llmbench.store import Run, RunDirectory
 
 GOOD, NOTHING_MEASURED, CELL_FAILED, INTERRUPTED = 0, 3, 4, 130
+IN_WORDS = ("table", "markdown")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +109,9 @@ def _measure(settings: "Sweep", runner: "Runs | None" = None, *, quiet: bool = F
     finally:
         directory.save_summary(run.cells)
         if not quiet:
-            _print_cells(directory.run, run.cells, settings.format, settings.baseline)
+            _print_cells(
+                directory.run, run.cells, settings.format, settings.baseline, why=settings.why
+            )
         print(f"evidence: {directory.path}", file=sys.stderr)
     if run.interrupted and run.single_cells:
         _say_what_is_missing(settings, len(run.single_cells))
@@ -210,8 +213,7 @@ def _costed(cells: Sequence["Cell"], prices: "Sequence[ListedPrice]") -> "list[C
 
 def _print_report(args: argparse.Namespace, run: "Run", rows: "Sequence[Costed]") -> None:
     cells = [row.cell for row in rows]
-    in_words = args.format in ("table", "markdown")
-    if args.stages and in_words:  # the others have them in any case
+    if args.stages and args.format in IN_WORDS:  # the others have them in any case
         from llmbench.report.stages import render_stages
 
         sys.stdout.write(render_stages(cells, args.format))
@@ -221,11 +223,7 @@ def _print_report(args: argparse.Namespace, run: "Run", rows: "Sequence[Costed]"
         sys.stdout.write(render_cost(rows, args.format))
     else:
         baseline = run.sweep.baseline if args.baseline is None else args.baseline
-        _print_cells(run, cells, args.format, baseline)
-        if args.why and in_words:
-            from llmbench.report.why import render_why
-
-            sys.stdout.write(render_why(cells))
+        _print_cells(run, cells, args.format, baseline, why=args.why)
 
 
 def budget(args: argparse.Namespace) -> int:
@@ -327,7 +325,10 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(args).items() if key not in own}
 
 
-def _print_cells(run: "Run", cells: Sequence["Cell"], style: str, baseline: str) -> None:
+def _print_cells(
+    run: "Run", cells: Sequence["Cell"], style: str, baseline: str, *, why: bool = False
+) -> None:
+    """Print the rows of a run; what stands below them in few lines, unless it is asked ``why``."""
     if style == "json":
         from llmbench.store import summary_json
 
@@ -337,18 +338,23 @@ def _print_cells(run: "Run", cells: Sequence["Cell"], style: str, baseline: str)
             print(f"llmbench: {reason}", file=sys.stderr)
     else:
         from llmbench.report import RENDERERS
+        from llmbench.report.notes import MOST_LINES
 
         found, cells = cells, _in_order(run, cells)
         ran = any(cell.target == baseline for cell in cells)  # an interrupted run may end before
-        sys.stdout.write(RENDERERS[style](cells, baseline if ran else None))
-        if style in ("table", "markdown"):
+        most = None if why else MOST_LINES - 1  # the machine has one, too
+        sys.stdout.write(RENDERERS[style](cells, baseline if ran else None, most))
+        if style in IN_WORDS:
+            from llmbench.report.provenance import render_provenance
             from llmbench.report.turns import render_turns
 
             if run.sweep.search:
                 _print_capacity(run, found, style)
             sys.stdout.write(render_turns(cells, style))
-            from llmbench.report.provenance import render_provenance
+            if why:
+                from llmbench.report.why import render_why
 
+                sys.stdout.write(render_why(cells))
             sys.stdout.write(render_provenance(run.host, run.targets, style))
     sys.stdout.flush()
 

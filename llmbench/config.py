@@ -118,6 +118,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     least: Annotated[float, Meta(gt=0)] = 1.0
     out: str = ""
     format: Literal["table", "markdown", "csv", "json"] = "table"
+    why: bool = False
 
     def targets(self) -> list[Target]:
         """The targets in the order given, each with a name of its own."""

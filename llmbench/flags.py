@@ -163,6 +163,11 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
     flag("--baseline", "show the other targets as ratios to this one", metavar="TARGET")
     flag("--out", "run directory (default: results/<time>-<name>)", metavar="DIR")
     flag("--format", "what to print (default: table)", choices=FORMATS)
+    flag(
+        "--why",
+        "say below the table all there is to say, and how many more requests each ? would take",
+        action="store_true",
+    )
     parser.add_argument(
         "--config",
         type=Path,
@@ -299,7 +304,9 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stages", action="store_true", help="show where the time goes instead")
     parser.add_argument(
-        "--why", action="store_true", help="say below the table what each dash lacks"
+        "--why",
+        action="store_true",
+        help="say below the table all there is to say, and how many more requests each ? would take",
     )
     parser.add_argument("--cost", action="store_true", help="show what good requests cost instead")
     parser.add_argument(

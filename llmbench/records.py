@@ -518,14 +518,28 @@ class RequestMetrics(Struct, frozen=True, kw_only=True):
         return (self.sent_ns - self.start_ns) / 1e9
 
 
+class Estimate(Struct, frozen=True):
+    """A quantile whose sample carries no 95% interval: what it is in the sample, and the bounds
+    (each by itself holds in 97.5% of samples) that the sample does carry.
+
+    ``value`` is ``None`` where the quantile lies beyond what was seen before requests were cut off.
+    """
+
+    value: float | None
+    at_least: float | None = None
+    at_most: float | None = None
+
+
 class Block(Struct, kw_only=True):
-    """One distribution. ``n`` counts samples; a quantile too rare for its sample is ``None``.
+    """One distribution. ``n`` counts samples; a quantile too rare for its sample is ``None``, and
+    ``estimates`` has what is known of it.
 
     Quantiles count a failed request as +∞, and one that was cut off as at least as slow as it was
     seen to be; ``mean``, ``min`` and ``max`` are of what is known. ``ci95`` holds the 95% interval
-    of each quantile that is shown. ``p1`` and ``p5`` exist where the slow side of a distribution
-    is its low one. ``worth`` is how many independent samples the ``n`` are worth at each quantile,
-    shown or not, where that is fewer.
+    of each quantile that is shown; for those in ``ci95_is_range`` it is the range of all samples,
+    which are within a few percent of each other. ``p1`` and ``p5`` exist where the slow side of a
+    distribution is its low one. ``worth`` is how many independent samples the ``n`` are worth at
+    each quantile, shown or not, where that is fewer.
     """
 
     n: int
@@ -539,7 +553,25 @@ class Block(Struct, kw_only=True):
     p99: float | None = None
     max: float | None = None
     ci95: dict[str, tuple[float, float]] = field(default_factory=dict)
+    ci95_is_range: list[str] = field(default_factory=list)
+    estimates: dict[str, Estimate] = field(default_factory=dict)
     worth: dict[str, float] = field(default_factory=dict)
+
+    def estimate(self, name: str) -> float | None:
+        """Return quantile ``name``, or its estimate where the sample carries no interval for it."""
+        value: float | None = getattr(self, name)
+        if value is None and name in self.estimates:
+            return self.estimates[name].value
+        return value
+
+    def bounds(self, name: str) -> tuple[float | None, float | None]:
+        """Return what statistic ``name`` is at least and at most, as far as the sample tells."""
+        if name in self.ci95:
+            return self.ci95[name]
+        if name in self.estimates:
+            return self.estimates[name].at_least, self.estimates[name].at_most
+        value: float | None = getattr(self, name)
+        return value, value
 
 
 class Counts(Struct, kw_only=True):
@@ -561,7 +593,8 @@ class Ruler(Struct, kw_only=True):
 
     Errors are ``None`` where nothing tells (user-space stamps without a calibration).
     ``read_lag_ms`` is how late the process read what the kernel had stamped, ``coalesced_share``
-    the content events that shared a read.
+    the content events that shared a read, ``end_lag_ms`` how late the ends of replies were read on
+    average: that long a stream stood idle before its next request.
     """
 
     stamps: str | None = None
@@ -569,6 +602,7 @@ class Ruler(Struct, kw_only=True):
     itl_error_ms: dict[str, float] | None = None
     read_lag_ms: dict[str, float] | None = None
     coalesced_share: float | None = None
+    end_lag_ms: float | None = None
     calibrated: bool = False
 
 
@@ -700,7 +734,11 @@ class Capacity(Struct, frozen=True, kw_only=True):
 
 
 class Cell(Struct, kw_only=True):
-    """One row of the result: a target at one load. The JSON contract; keys are only ever added."""
+    """One row of the result: a target at one load. The JSON contract; keys are only ever added.
+
+    ``untimed`` has the figures that the client could not time well enough to be shown, such as
+    ``ttft.p95``, each with how far off it can be, in ms.
+    """
 
     target: str
     engine: str | None
@@ -777,6 +815,7 @@ class Cell(Struct, kw_only=True):
     billed: Billed | None = None
     energy_gpu_only: Energy | None = None
     joules_per_token_gpu_only: float | None = None
+    untimed: dict[str, float] = field(default_factory=dict)
     ruler: Ruler = field(default_factory=Ruler)
     verdict: Verdict = "valid"
     reasons: list[str] = field(default_factory=list)

@@ -13,7 +13,7 @@ from llmbench.measure.gaps import at_most
 from llmbench.measure.requests import Int32s, Mask, Ragged
 from llmbench.measure.statistics import Floats, Reals
 from llmbench.measure.survival import Sample
-from llmbench.records import Block
+from llmbench.records import Block, Estimate
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 Worth = Callable[[float], float]
@@ -49,6 +49,10 @@ ALONE = Shared()
 SLOW_RATES = {"p1": 0.01, "p5": 0.05}
 MS = 1e3
 
+ALIKE = 0.05
+"""Samples that are all within this share of their median are as good as one value: their range
+stands for an interval that they are too few to have."""
+
 
 def block(in_order: Floats, shared: Shared = ALONE, *, slow_side_low: bool = False) -> Block:
     """Summarize a figure of requests in the order of time, of which +∞ is one that failed; of a
@@ -64,14 +68,37 @@ def block(in_order: Floats, shared: Shared = ALONE, *, slow_side_low: bool = Fal
             setattr(result, name, None)
             continue
         value = stats.quantile(ordered, p)
-        effective = worth(value)
-        bounds = stats.interval(ordered, p, effective)
-        if effective < len(ordered):
-            result.worth[name] = effective
-        setattr(result, name, value if bounds is not None else None)
-        if bounds is not None:
-            result.ci95[name] = bounds
+        _add_quantile(result, name, ordered, p, worth(value))
     return result
+
+
+def _add_quantile(
+    result: Block, name: str, ordered: Reals, p: float, effective: float, unit: float = 1.0
+) -> None:
+    """Add quantile ``p`` of ``ordered`` to ``result``, in units of which one is ``unit`` of its:
+    with its interval, with the range of all where they are alike, or else as an estimate."""
+    value = stats.quantile(ordered, p) * unit
+    if effective < len(ordered):
+        result.worth[name] = effective
+    low, high = (None if end is None else end * unit for end in stats.bounds(ordered, p, effective))
+    if low is not None and high is not None:
+        setattr(result, name, value)
+        result.ci95[name] = low, high
+    elif _alike(ordered, p):
+        setattr(result, name, value)
+        result.ci95[name] = float(ordered[0]) * unit, float(ordered[-1]) * unit
+        result.ci95_is_range.append(name)
+    else:
+        setattr(result, name, None)
+        result.estimates[name] = Estimate(value, low, high)
+
+
+def _alike(ordered: Reals, p: float) -> bool:
+    """Whether the range of ``ordered`` may stand for the interval of quantile ``p``: all values are
+    alike, and they are as many as it takes to see one beyond the quantile."""
+    if len(ordered) * min(p, 1 - p) < 1 - 1e-9:
+        return False
+    return bool(ordered[-1] - ordered[0] <= ALIKE * stats.quantile(ordered, 0.5))
 
 
 def census(values: Floats) -> Block:
@@ -92,14 +119,8 @@ def gaps_block(gaps: Ragged, ordered: Reals) -> Block:
     result.mean = float(ordered.mean(dtype=np.float64)) * MS
     result.min, result.max = float(ordered[0]) * MS, float(ordered[-1]) * MS
     for name, p in QUANTILES.items():
-        value = stats.quantile(ordered, p)
-        effective = stats.worth(at_most(gaps, value), gaps.sizes)
-        bounds = stats.interval(ordered, p, effective)
-        if effective < len(ordered):
-            result.worth[name] = effective
-        if bounds is not None:
-            setattr(result, name, value * MS)
-            result.ci95[name] = bounds[0] * MS, bounds[1] * MS
+        effective = stats.worth(at_most(gaps, stats.quantile(ordered, p)), gaps.sizes)
+        _add_quantile(result, name, ordered, p, effective, MS)
     return result
 
 
@@ -110,13 +131,15 @@ def censored_block(sample: Sample) -> tuple[Block, str]:
     curve = survival.product_limit(sample)
     beyond = ""
     for name, p in QUANTILES.items():
-        value, bounds = survival.quantile(sample, curve, p)
         if sample.unit > 1:
             result.worth[name] = sample.n / sample.unit
+        value, bounds = survival.quantile(sample, curve, p)
         setattr(result, name, value)
         if bounds is not None:
             result.ci95[name] = bounds
-        elif sample.n // sample.unit >= stats.fewest(p):
+            continue
+        result.estimates[name] = survival.estimate(sample, curve, p)
+        if sample.n // sample.unit >= stats.fewest(p):
             beyond = beyond or name
     return result, beyond
 
@@ -132,13 +155,15 @@ def bounded_block(sample: Sample) -> tuple[Block, str]:
     latest = np.sort(np.concatenate((sample.known, np.full(len(sample.censored), np.inf), never)))
     for name, p in QUANTILES.items():
         least, most = stats.quantile(soonest, p), stats.quantile(latest, p)
-        bounds = [stats.interval(each, p, sample.n / sample.unit) for each in (soonest, latest)]
-        if bounds[0] is None or bounds[1] is None:
-            continue
-        if least == most:
+        low, _ = stats.bounds(soonest, p, sample.n / sample.unit)
+        _, high = stats.bounds(latest, p, sample.n / sample.unit)
+        same, told = least == most, low is not None and high is not None
+        if same and low is not None and high is not None:
             setattr(result, name, least)
-            result.ci95[name] = bounds[0][0], bounds[1][1]
+            result.ci95[name] = low, high
         else:
+            result.estimates[name] = Estimate(least if same else None, low, high if same else None)
+        if told and not same:
             beyond = beyond or f"{name} is at least {least:.4g}"
     return result, beyond
 

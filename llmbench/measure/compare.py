@@ -101,11 +101,13 @@ class Result(Struct, kw_only=True):
 
 class Compared(NamedTuple):
     """What could be compared of two cells, why the other metrics could not, and what failed of the
-    baseline and of the other."""
+    baseline and of the other. ``bounds`` has, of a percentile that too few requests carry, what it
+    is at least and at most on either side, as far as they tell."""
 
     results: list[Result]
     left_out: dict[str, str]
     failures: tuple[Failures, Failures]
+    bounds: dict[str, tuple[Interval, Interval]] = {}
 
 
 class Drawn(NamedTuple):
@@ -125,12 +127,14 @@ def compare_cells(
     """Each of ``metrics`` of the two, without verdicts yet: those come from all together
     (``claims``)."""
     rng = np.random.default_rng(seed)
-    compared = Compared([], {}, (failures(base), failures(other)))
+    compared = Compared([], {}, (failures(base), failures(other)), {})
     for metric in metrics:
         try:
             compared.results.append(_compare(metric, base, other, rng))
         except NotCompared as problem:
             compared.left_out[metric] = str(problem)
+            if (bounds := _bounds(metric, base, other)) is not None:
+                compared.bounds[metric] = bounds
     chosen = {*HEADLINE} | ({"tpot.p50"} if "itl.p50" in compared.left_out else set())
     for each in compared.results:
         each.headline = each.metric in chosen
@@ -176,6 +180,43 @@ def _check(name: str, side: Side) -> None:
             raise NotCompared(f"no request of {name} succeeded{why}")
 
 
+def _bounds(metric: str, base: Side, other: Side) -> tuple[Interval, Interval] | None:
+    """What a percentile is at least and at most on either side, each by itself in 97.5% of runs;
+    ``None`` of what is no percentile of requests, or was not measured."""
+    name, _, p = metric.partition(".")
+    if p not in QUANTILES or any(
+        "invalid" in (each.verdict for each in side.cells) for side in (base, other)
+    ):
+        return None
+    try:
+        base_bounds, other_bounds = (_bounds_of(name, p, side) for side in (base, other))
+    except NotCompared:
+        return None
+    return base_bounds, other_bounds
+
+
+def _bounds_of(name: str, p: str, side: Side) -> Interval:
+    runs = [_latencies(name, p, cell, its) for cell, its in side.measured()]
+    values, worth = _pooled(runs, QUANTILES[p], _unit(side))
+    low, high = stats.bounds(np.sort(values), QUANTILES[p], worth)
+    cut = min(each.cut for each in runs)
+    if high is not None and high >= cut:
+        high = None
+    off = max((cell.ruler.ttft_error_ms or {}).get(p, 0.0) for cell in side.cells)
+    off = off if name == "ttft" else 0.0
+    least = 0.0 if low is None else max(min(low, cut) - off, 0.0)
+    return least, math.inf if high is None else high + off
+
+
+def _pooled(runs: "Sequence[Latencies]", share: float, unit: int) -> tuple[Floats, float]:
+    """The values of all ``runs``, and how many independent ones they are worth at a quantile."""
+    values = np.concatenate([each.values for each in runs])
+    value = stats.quantile(np.sort(values), share) if len(values) else math.nan
+    return values, sum(
+        Dependence(each.values, unit).worth(value) for each in runs if len(each.values)
+    )
+
+
 # ── the figures of one side ──────────────────────────────────────────────────────────────────────
 
 
@@ -184,7 +225,7 @@ def _drawn(metric: str, side: Side, by_run: bool, rng: np.random.Generator) -> D
     name, _, p = metric.partition(".")
     if name in RATES:
         return _rate(name, side, by_run, rng)
-    runs = [_latencies(name, cell, its) for cell, its in side.measured()]
+    runs = [_latencies(name, p, cell, its) for cell, its in side.measured()]
     return _quantile(p, runs, _unit(side), by_run, rng)
 
 
@@ -196,7 +237,10 @@ class Latencies(NamedTuple):
     cut: float
 
 
-def _latencies(name: str, cell: Cell, measured: Requests) -> Latencies:
+def _latencies(name: str, p: str, cell: Cell, measured: Requests) -> Latencies:
+    """Raises ``NotCompared`` where there is no latency ``name``, or its ``p`` was not timed."""
+    if (off_ms := cell.untimed.get(f"{name}.{p}")) is not None:
+        raise NotCompared(f"the client could not time it: it can be off by {off_ms:.2g} ms")
     block = cell.itl_request_mean_ms if name == "itl" else getattr(cell, f"{name}_ms")
     if block is None:
         raise NotCompared("not measured")
@@ -222,10 +266,10 @@ def _seconds(name: str, measured: Requests) -> Floats:
 def _quantile(
     p: str, runs: Sequence[Latencies], unit: int, by_run: bool, rng: np.random.Generator
 ) -> Drawn:
-    share, values = QUANTILES[p], np.concatenate([each.values for each in runs])
+    share = QUANTILES[p]
+    values, worth = _pooled(runs, share, unit)
     ordered = np.sort(values)
     value = stats.quantile(ordered, share) if len(ordered) else math.nan
-    worth = sum(Dependence(each.values, unit).worth(value) for each in runs if len(each.values))
     if int(worth) < stats.fewest(share):
         fewest = stats.fewest(share)
         raise NotCompared(f"{p} needs {fewest} independent requests a side{ONE_HAS}{int(worth)}")

@@ -98,8 +98,7 @@ def check(rule: Rule, compared: Compared) -> Outcome:
         share = compared.failures[1].share
         return Outcome(rule=rule.text, fate="failed", words=f"∞: {share:.1%} of requests failed")
     if result is None:
-        why = compared.left_out.get(rule.metric, "not measured")
-        return Outcome(rule=rule.text, fate="not known", words=why)
+        return _of_bounds(rule, compared)
     bounds = _interval(rule, result)
     return Outcome(rule=rule.text, fate=_fate(rule, bounds), words=_words(rule, result, bounds))
 
@@ -109,6 +108,22 @@ def _fate(rule: Rule, bounds: Interval) -> Fate:
     if low > rule.limit if rule.above else high < rule.limit:
         return "failed"
     return "passed" if (high <= rule.limit if rule.above else low >= rule.limit) else "not known"
+
+
+def _of_bounds(rule: Rule, compared: Compared) -> Outcome:
+    """``rule`` against a percentile that too few requests carry: one bound may decide it."""
+    why = compared.left_out.get(rule.metric, "not measured")
+    if rule.metric not in compared.bounds:
+        return Outcome(rule=rule.text, fate="not known", words=why)
+    base, (low, high) = compared.bounds[rule.metric]
+    if rule.relative:
+        low, high = low / base[1], high / base[0] if base[0] else math.inf
+    fate = _fate(rule, (low, high))
+    if fate == "not known":
+        return Outcome(rule=rule.text, fate=fate, words=why)
+    bound, end = (low, "at least") if (fate == "failed") == rule.above else (high, "at most")
+    words = _percent(bound) if rule.relative else f"{_number(bound)} ms"
+    return Outcome(rule=rule.text, fate=fate, words=f"{end} {words} (too few requests to say more)")
 
 
 def _of_failures(rule: Rule, compared: Compared) -> Outcome:

@@ -7,11 +7,13 @@ latencies between the same quantiles of the bounds, however busy the machine was
 what the same client was off by on this machine against a server with known send times.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from llmbench.measure.requests import Ragged, Requests
-from llmbench.measure.statistics import Reals, fewest, quantile
-from llmbench.records import Block, Calibration, Cell, Ruler
+from llmbench.measure.statistics import Reals, quantile
+from llmbench.records import Calibration, Cell, Ruler
 
 PROMPT_LAG_NS = 2_000_000
 """A client that is hardly ever later than this has not made events share a read: the server, or
@@ -35,6 +37,7 @@ def from_evidence(good: Requests) -> Ruler:
         return ruler
     lag_ms = np.sort(good.lag_ms.values)
     ruler.read_lag_ms = _shown(lag_ms)
+    ruler.end_lag_ms = float(good.lag_ms.values[good.lag_ms.lasts].mean(dtype=np.float64))
     prompt = quantile(lag_ms, 0.99) <= PROMPT_LAG_NS / 1e6
     del lag_ms
     slack_ms = good.late_slack_ms if prompt else good.slack_ms
@@ -97,31 +100,28 @@ def _greater(one: dict[str, float] | None, other: dict[str, float]) -> dict[str,
     return {name: max((one or other)[name], other[name]) for name in other}
 
 
-def _at_most(block: Block, p: str) -> float | None:
-    """Quantile ``p``; where its samples are too few for it only because they depend on each other,
-    what it is at most, or near: a client that made them all late is no less too late."""
-    value: float | None = getattr(block, p)
-    if value is not None or p not in block.worth or block.n < fewest(SHOWN[p]):
-        return value
-    return block.mean if p == "p50" else block.max
-
-
-def too_uncertain(cell: Cell) -> str:
-    """Which shown figure is less certain than it may be, or nothing.
+def untimed(cell: Cell) -> dict[str, float]:
+    """The shown figures that are less certain than they may be, with how far off each can be.
 
     aiohttp and openai are there to be seen as an application sees them, their own delay included:
     their error is stated, and no reason to say nothing.
     """
     if cell.client != "wire":
-        return ""
-    for name, block, errors_ms, shown in (
-        ("TTFT", cell.ttft_ms, cell.ruler.ttft_error_ms, ("p50", "p95")),
-        ("ITL", cell.itl_ms, cell.ruler.itl_error_ms, ("p50", "p99")),
+        return {}
+    return {
+        name: error_ms
+        for name, value, error_ms in timed(cell)
+        if error_ms > max(LEAST_ERROR_MS, ERROR_SHARE * value)
+    }
+
+
+def timed(cell: Cell) -> Iterator[tuple[str, float, float]]:
+    """Each quantile whose timing error is bounded: its name, its value and the bound, in ms."""
+    for metric, block, errors_ms in (
+        ("ttft", cell.ttft_ms, cell.ruler.ttft_error_ms),
+        ("itl", cell.itl_ms, cell.ruler.itl_error_ms),
     ):
-        for p in shown:
-            value = _at_most(block, p) if block is not None else None
-            if value is None or errors_ms is None:
-                continue
-            if errors_ms[p] > max(LEAST_ERROR_MS, ERROR_SHARE * value):
-                return f"{name} {p} can be off by {errors_ms[p]:.2g} ms"
-    return ""
+        for p, error_ms in (errors_ms or {}).items():
+            value = block.estimate(p) if block is not None else None
+            if value is not None:
+                yield f"{metric}.{p}", value, error_ms

@@ -80,8 +80,9 @@ def limits_ms(slo: dict[str, str], where: str = "slo") -> dict[str, float]:
 
 def objectives(cell: Cell, limits: dict[str, float]) -> dict[str, Objective]:
     """Each objective against the figure of ``cell``. It is met or missed where all of the figure's
-    95% interval is; ``met`` is ``None`` where that is not known: the interval holds the limit, the
-    figure was not measured or had too few samples, or the cell is INVALID."""
+    95% interval is, or where the one bound that too few samples have decides it; ``met`` is ``None``
+    where that is not known: the limit lies between, the figure was not measured, or the cell is
+    INVALID. A figure that the client could not time well counts with how far off it can be."""
     return {name: _objective(cell, name, limit_ms) for name, limit_ms in limits.items()}
 
 
@@ -89,20 +90,21 @@ def _objective(cell: Cell, name: str, limit_ms: float) -> Objective:
     metric, _, statistic = name.partition(".")
     block: Block | None = getattr(cell, f"{metric}_ms")
     value_ms: float | None = getattr(block, statistic) if block is not None else None
-    if cell.verdict == "invalid":
+    if cell.verdict == "invalid" or block is None:
         return Objective(limit_ms, value_ms, None)
-    if value_ms is None:
-        return Objective(
-            limit_ms, None, False if _surely_above(block, statistic, limit_ms) else None
-        )
-    low_ms, high_ms = (block and block.ci95.get(statistic)) or (value_ms, value_ms)
-    met = True if high_ms <= limit_ms else False if low_ms > limit_ms else None
-    return Objective(limit_ms, value_ms, met)
+    low_ms, high_ms = block.bounds(statistic)
+    error_ms = cell.untimed.get(name, 0.0)
+    if low_ms is not None and low_ms - error_ms > limit_ms:
+        return Objective(limit_ms, value_ms, False)
+    if high_ms is not None and high_ms + error_ms <= limit_ms:
+        return Objective(limit_ms, value_ms, True)
+    missed = value_ms is None and _surely_above(block, statistic, limit_ms)
+    return Objective(limit_ms, value_ms, False if missed else None)
 
 
-def _surely_above(block: Block | None, statistic: str, limit_ms: float) -> bool:
+def _surely_above(block: Block, statistic: str, limit_ms: float) -> bool:
     """Whether a quantile that is not told lies above the limit: a lower one does already."""
-    if block is None or statistic not in QUANTILES:
+    if statistic not in QUANTILES:
         return False
     lower = QUANTILES[: QUANTILES.index(statistic)]
     return any((getattr(block, name) or 0.0) > limit_ms for name in lower)

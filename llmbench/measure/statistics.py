@@ -46,29 +46,35 @@ def interval(
 
     ``effective_n`` is how many independent values ``ordered`` is worth, at most its length.
     """
+    low, high = bounds(ordered, p, effective_n, confidence)
+    return None if low is None or high is None else (low, high)
+
+
+def bounds(
+    ordered: Reals, p: float, effective_n: float, confidence: float = CONFIDENCE
+) -> tuple[float | None, float | None]:
+    """What quantile ``p`` is at least and at most: the ends of its interval, each where the sample
+    is large enough to have it."""
     n = min(int(effective_n), len(ordered))
-    ranks = _ranks(n, p, confidence)
-    if ranks is None:
-        return None
-    low, high = ranks
+    if n < 1:
+        return None, None
+    low, high = _ranks(n, p, confidence)
     stretch = len(ordered) / n
     return (
-        float(ordered[math.floor((low - 1) * stretch)]),
-        float(ordered[min(math.ceil(high * stretch), len(ordered)) - 1]),
+        None if low is None else float(ordered[math.floor((low - 1) * stretch)]),
+        None if high is None else float(ordered[min(math.ceil(high * stretch), len(ordered)) - 1]),
     )
 
 
 @lru_cache(maxsize=4096)
-def _ranks(n: int, p: float, confidence: float) -> tuple[int, int] | None:
+def _ranks(n: int, p: float, confidence: float) -> tuple[int | None, int | None]:
     """The ranks, from 1, of the order statistics that hold quantile ``p`` of ``n`` between them."""
-    if n < fewest(p, confidence):
-        return None
     first, chances = _binomial(n, p)
     below = np.cumsum(chances)  # P(at most first, first + 1, … values lie below the quantile)
     tail = (1 - confidence) / 2
     low = first + int(np.searchsorted(below, tail, side="right"))
     high = first + int(np.searchsorted(below, 1 - tail, side="left")) + 1
-    return (low, high) if low >= 1 and high <= n else None
+    return low if low >= 1 else None, high if high <= n else None
 
 
 def _binomial(n: int, p: float) -> tuple[int, Floats]:

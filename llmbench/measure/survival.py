@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llmbench.measure.statistics import Floats, fewest
+from llmbench.records import Estimate
 
 Z = 1.959964
 """The two-sided 5% point of the normal distribution."""
@@ -50,7 +51,7 @@ class Sample(NamedTuple):
         return float(max(self.known.max(initial=0.0), self.censored.max(initial=0.0)))
 
 
-class Estimate(NamedTuple):
+class Told(NamedTuple):
     """A quantile with its interval. It is +∞ where failures reach it, ``None`` where it lies
     beyond what was seen."""
 
@@ -76,24 +77,34 @@ def product_limit(sample: Sample) -> Curve:
     return Curve(times, share, share ** np.exp(spread), share ** np.exp(-spread))
 
 
-def quantile(sample: Sample, curve: Curve, p: float) -> Estimate:
+def quantile(sample: Sample, curve: Curve, p: float) -> Told:
     """Quantile ``p`` with its 95% interval, whose upper end is +∞ where the curve does not tell.
 
     A quantile that too small a sample has no interval for is not told (see ``fewest``).
     """
     if sample.n // sample.unit < fewest(p):
-        return Estimate(None, None)
-    if math.ceil(sample.n * p - ROUNDING) > sample.n - sample.lost:
-        value: float | None = math.inf  # even if all that was cut off had ended at once
-    else:
-        value = _first_below(curve.times, curve.share, p)
+        return Told(None, None)
+    value = _value(sample, curve, p)
     if value is None:
-        return Estimate(None, None)
+        return Told(None, None)
     low = _first_below(curve.times, curve.low, p)
     high = _first_below(curve.times, curve.high, p)
-    return Estimate(
-        value, (sample.seen if low is None else low, math.inf if high is None else high)
-    )
+    return Told(value, (sample.seen if low is None else low, math.inf if high is None else high))
+
+
+def estimate(sample: Sample, curve: Curve, p: float) -> Estimate:
+    """What is known of quantile ``p`` where it has no interval."""
+    value = _value(sample, curve, p)
+    low = _first_below(curve.times, curve.low, p)
+    if low is None and value is None:
+        low = sample.seen
+    return Estimate(value, low, _first_below(curve.times, curve.high, p))
+
+
+def _value(sample: Sample, curve: Curve, p: float) -> float | None:
+    if math.ceil(sample.n * p - ROUNDING) > sample.n - sample.lost:
+        return math.inf  # even if all that was cut off had ended at once
+    return _first_below(curve.times, curve.share, p)
 
 
 def _first_below(times: Floats, share: Floats, p: float) -> float | None:

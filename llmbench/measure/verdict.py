@@ -2,7 +2,7 @@
 
 import math
 
-from llmbench.measure.ruler import too_uncertain
+from llmbench.measure.ruler import timed, untimed
 from llmbench.records import Cell, CellFacts, Health, Range
 
 LOAD_TOLERANCE = 0.02
@@ -25,9 +25,9 @@ FEWEST_FOR_P99 = 300
 more, is not the load that was asked for: by the p99 of the lag, or where that is one hiccup or two,
 by its p95."""
 
-LEAST_LATE_MS = 5.0
-"""Reads that come more than a gap (or this, if it is longer) after the data swallow events and hold
-back the next request. Short of that the kernel's stamps make good for them."""
+BUSY_WAIT = 0.1
+"""A client that was ready to run and got no core for more than this share of the time shared the
+machine with something busier than itself."""
 
 
 def judge(cell: Cell, facts: CellFacts) -> None:
@@ -36,6 +36,7 @@ def judge(cell: Cell, facts: CellFacts) -> None:
         cell.verdict = "invalid"
         cell.reasons.append(facts.unmeasured)
         return
+    cell.untimed = untimed(cell)
     cell.reasons += [reason for reason in _reasons(cell, facts) if reason]
     if cell.reasons:
         cell.verdict = "invalid"
@@ -51,26 +52,62 @@ def _reasons(cell: Cell, facts: CellFacts) -> list[str]:
         lost = facts.stored and not cell.requests.sent  # and the ruler says so
         return ["" if facts.stopped or lost else "no request succeeded"]
     return [
-        _saturated(cell),
+        _nothing_timed(cell, facts),
+        _held_back(cell, facts),
         _sent_late(cell) if facts.load.rate else _underloaded(cell, facts),
         _miscounted(cell),
         *(_unhealthy(facts.health) if facts.health else ()),
     ]
 
 
-def _saturated(cell: Cell) -> str:
-    """The client was too late to tell events apart, or to keep the load up."""
-    remedy = "use more --workers, fewer streams or a second machine"
+def _nothing_timed(cell: Cell, facts: CellFacts) -> str:
+    """Why no latency can be stood behind, not even a median, where it is so."""
+    medians = [name for name, _, _ in timed(cell) if name.endswith(".p50")]
+    if not medians or not set(medians) <= cell.untimed.keys():
+        return ""
+    far_off = ", ".join(_off(name, cell.untimed[name]) for name in medians)
+    return f"{_cause(facts)}: {far_off}; {_remedy(cell, facts)}"
+
+
+def _held_back(cell: Cell, facts: CellFacts) -> str:
+    """Whether replies were read so late that the next requests went out too late for the load."""
+    idle_ms, e2e = cell.ruler.end_lag_ms, cell.e2e_ms
+    if idle_ms is None or facts.load.rate or e2e is None or e2e.mean is None:
+        return ""
+    if idle_ms <= max(LATE_MS, LOAD_TOLERANCE * e2e.mean):
+        return ""
+    return (
+        f"{_cause(facts)}: replies were read {idle_ms:.2g} ms after they had ended, and streams "
+        f"stood idle meanwhile; {_remedy(cell, facts)}"
+    )
+
+
+def _off(name: str, error_ms: float) -> str:
+    metric, _, statistic = name.partition(".")
+    return f"{metric.upper()} {statistic} can be off by {error_ms:.2g} ms"
+
+
+def _cause(facts: CellFacts) -> str:
+    """Whose doing it is that the client was late: its own, or that of others on its machine."""
+    return "machine busy" if _is_busy(facts) else "client saturated"
+
+
+def _is_busy(facts: CellFacts) -> bool:
+    health = facts.health
+    return health is not None and health.cpu_wait_share > max(BUSY_WAIT, health.cpu_share)
+
+
+def _remedy(cell: Cell, facts: CellFacts) -> str:
+    health = facts.health
+    if health is not None and _is_busy(facts):
+        return (
+            f"this process waited for a core {health.cpu_wait_share:.0%} of the time: measure from "
+            "a machine that does nothing else"
+        )
+    used = f"it used {health.cpu_share:.0%} of a core: " if health is not None else ""
     if cell.concurrency == 1:
-        remedy = "use a machine that is less busy"
-    lag_ms = cell.ruler.read_lag_ms["p99"] if cell.ruler.read_lag_ms else 0.0
-    gap_ms = cell.icl_ms.p50 if cell.icl_ms and cell.icl_ms.p50 else 0.0
-    if uncertain := too_uncertain(cell):
-        late = f" (read lag p99 {lag_ms:.1f} ms)" if lag_ms else ""
-        return f"client saturated: {uncertain}{late}; {remedy}"
-    if lag_ms > max(LEAST_LATE_MS, gap_ms):
-        return f"client saturated: read lag p99 {lag_ms:.1f} ms; {remedy}"
-    return ""
+        return f"{used}use a faster machine"
+    return f"{used}use more --workers, fewer streams or a second machine"
 
 
 def _sent_late(cell: Cell) -> str:
@@ -128,7 +165,7 @@ def _unhealthy(health: Health) -> list[str]:
 
 
 def _notes(cell: Cell, facts: CellFacts) -> list[str]:
-    notes = [*facts.remarks, *_cache_notes(cell, facts)]
+    notes = [*_untimed_notes(cell, facts), *facts.remarks, *_cache_notes(cell, facts)]
     length = cell.measured_output_tokens
     counted = cell.token_source != "chunks"
     as_asked = length is not None and length.min == length.max == facts.load.output_tokens
@@ -152,6 +189,14 @@ def _notes(cell: Cell, facts: CellFacts) -> list[str]:
     if cell.requests.failures.get("http-429"):
         notes.append("rate-limited: the server answered 429")
     return notes
+
+
+def _untimed_notes(cell: Cell, facts: CellFacts) -> list[str]:
+    """Which single figures are not shown, and why not, where the others can be stood behind."""
+    if not cell.untimed or cell.verdict == "invalid":
+        return []
+    told = ", ".join(_off(name, error_ms) for name, error_ms in cell.untimed.items())
+    return [f"{_cause(facts)}: {told}; {_remedy(cell, facts)}"]
 
 
 def _cache_notes(cell: Cell, facts: CellFacts) -> list[str]:

@@ -9,9 +9,12 @@ from llmbench.report.tabular import render_csv
 
 
 class Renderer(Protocol):
-    """Raises ``UserError`` where ``baseline`` is the name of no target."""
+    """Raises ``UserError`` where ``baseline`` is the name of no target. What stands below a table
+    has at most ``most_lines`` lines, where that is given."""
 
-    def __call__(self, cells: Sequence[Cell], baseline: str | None = None) -> str: ...
+    def __call__(
+        self, cells: Sequence[Cell], baseline: str | None = None, most_lines: int | None = None
+    ) -> str: ...
 
 
 RENDERERS: dict[str, Renderer] = {

@@ -4,7 +4,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from llmbench.records import Block, Cell
+from llmbench.measure.ruler import timed
+from llmbench.records import Block, Cell, Estimate
 from llmbench.report import comparison
 from llmbench.report.comparison import Measure
 
@@ -14,7 +15,12 @@ SHOWN = ("p50", "p95")
 NOT_MEASURED = "—"
 NEVER = "∞"
 UNKNOWN = "?"
+UNSURE = "?"
+UNTIMED = "✗"
+ABOVE = ">"
 BASE = "base"
+
+Errors = dict[str, float] | None
 
 
 class Column(NamedTuple):
@@ -91,9 +97,16 @@ def load_columns(cells: Sequence[Cell]) -> list[Column]:
 
 def _figure_columns(cells: Sequence[Cell], baseline: str | None) -> list[Column]:
     chosen = []
-    opened = any(cell.arrivals is not None for cell in cells)
+    left_out: list[Column] = []
+    if not any(cell.arrivals is not None for cell in cells):
+        left_out += OPEN_LOOP
+    answered = [cell for cell in cells if cell.icl_ms is not None]
+    if all(cell.itl_ms is not None for cell in answered):
+        left_out += ICL
+    elif all(cell.itl_ms is None for cell in answered):
+        left_out += ITL
     for column in FIGURES:
-        if column in OPEN_LOOP and not opened:
+        if column in left_out:
             continue
         chosen.append(column)
         if baseline and column.ratio and comparison.several_targets(cells):
@@ -119,6 +132,12 @@ def _ratios(cells: Sequence[Cell], baseline: str, beside: Column) -> Column:
     return Column(beside.head.partition("\n")[0] + f"\n÷{BASE}", text, spare=1)
 
 
+def marks_of(cell: Cell) -> set[str]:
+    """The marks that stand in the row of ``cell``."""
+    texts = [column.text(cell) for column in FIGURES]
+    return {mark for mark in (UNSURE, UNTIMED, ABOVE) if any(mark in text for text in texts)}
+
+
 def _size_columns(cells: Sequence[Cell]) -> list[Column]:
     """What a target takes and how it answers, where targets can be compared by it."""
     chosen = [COST] if any(cell.cost is not None for cell in cells) else []
@@ -133,16 +152,33 @@ def _size_columns(cells: Sequence[Cell]) -> list[Column]:
     return chosen
 
 
-def quantile(cell: Cell, block: Block | None, name: str) -> str:
-    """A quantile of ``block``, or a dash where there is none or the cell is invalid."""
-    return figure(cell, getattr(block, name) if block is not None else None)
+def quantile(cell: Cell, metric: str, name: str) -> str:
+    """A quantile of ``metric``: ``2,710?`` where its sample carries no interval, ``✗`` where the
+    client could not time it or the cell is invalid, a dash where there is no value."""
+    block: Block | None = getattr(cell, comparison.field_of(metric))
+    if block is None:
+        return NOT_MEASURED
+    text = told(block, name)
+    shown = text == NOT_MEASURED or comparison.is_shown(cell, metric, name)
+    return text if shown else UNTIMED
+
+
+def told(block: Block, name: str) -> str:
+    """A quantile of ``block``, with a mark where it has no interval."""
+    value: float | None = getattr(block, name)
+    if value is not None:
+        return digits(value)
+    estimate = block.estimates.get(name, Estimate(None))
+    if estimate.value is not None:
+        return digits(estimate.value) + UNSURE
+    return NOT_MEASURED if estimate.at_least is None else f"{ABOVE}{digits(estimate.at_least)}"
 
 
 def figure(cell: Cell, value: float | None) -> str:
     """Three significant digits, as many as a latency deserves; no figure of an invalid cell."""
-    if value is None or cell.verdict == "invalid":
+    if value is None:
         return NOT_MEASURED
-    return digits(value)
+    return UNTIMED if cell.verdict == "invalid" else digits(value)
 
 
 def digits(value: float) -> str:
@@ -155,11 +191,13 @@ def digits(value: float) -> str:
     return f"{value:.2f}"
 
 
-def interval(cell: Cell, block: Block | None, name: str) -> str:
+def interval(cell: Cell, metric: str, name: str) -> str:
     """`` ±0.8``: how far the farther end of a quantile's 95% interval lies from it, rounded up to
     the figure's last digit; nothing where it has none."""
-    value = getattr(block, name) if block is not None else None
-    return reach(cell, value, block.ci95.get(name) if block is not None else None)
+    block: Block | None = getattr(cell, comparison.field_of(metric))
+    if block is None or not comparison.is_shown(cell, metric, name):
+        return ""
+    return reach(cell, getattr(block, name), block.ci95.get(name))
 
 
 def reach(cell: Cell, value: float | None, ci95: tuple[float, float] | None) -> str:
@@ -186,17 +224,13 @@ def _agreement(cell: Cell) -> str:
 
 def ruler_error_ms(cell: Cell) -> float | None:
     """The most that the ruler can be off in a latency that the table shows."""
-    shown = (
-        (cell.ttft_ms, cell.ruler.ttft_error_ms, ("p50", "p95")),
-        (cell.itl_ms, cell.ruler.itl_error_ms, ("p50", "p99")),
-    )
+    if cell.verdict == "invalid":
+        return None
+    shown = ("ttft.p50", "ttft.p95", "itl.p50", "itl.p99")
     errors = [
-        errors_ms[name]
-        for block, errors_ms, names in shown
-        for name in names
-        if errors_ms and block is not None and getattr(block, name) is not None
+        error_ms for name, _, error_ms in timed(cell) if name in shown and name not in cell.untimed
     ]
-    return max(errors) if errors and cell.verdict != "invalid" else None
+    return max(errors, default=None)
 
 
 def _error(cell: Cell) -> str:
@@ -235,25 +269,21 @@ def _failures(cells: Sequence[Cell]) -> Column:
 
 
 def _latency(
-    title: str,
-    name: str,
-    block: Callable[[Cell], Block | None],
-    errors_ms: Callable[[Cell], dict[str, float] | None],
-    spare: int = 0,
+    metric: str, name: str, spare: int = 0, errors: Callable[[Cell], Errors] | None = None
 ) -> Column:
     """A quantile of a latency; one that is never left out has its ratio beside it."""
 
     def bounded(cell: Cell) -> comparison.Figure | None:
-        error_ms = (errors_ms(cell) or {}).get(name, 0.0)
-        return comparison.quantile(cell, block(cell), name, error_ms)
+        error_ms = ((errors(cell) if errors else None) or {}).get(name, 0.0)
+        return comparison.quantile(cell, metric, name, error_ms)
 
     return Column(
-        f"{title}\n{name}",
-        lambda cell: quantile(cell, block(cell), name),
+        f"{metric.upper()} ms\n{name}",
+        lambda cell: quantile(cell, metric, name),
         Measure(bounded, less_is_better=True),
         ratio=not spare,
         spare=spare,
-        interval=(lambda cell: interval(cell, block(cell), name)) if name in SHOWN else None,
+        interval=(lambda cell: interval(cell, metric, name)) if name in SHOWN else None,
     )
 
 
@@ -287,27 +317,39 @@ def _megabytes(head: str, value: Callable[[Cell], float | None], spare: int) -> 
     return Column(head, text, Measure(exact, less_is_better=True), spare=spare)
 
 
-_TTFT = (lambda cell: cell.ttft_ms, lambda cell: cell.ruler.ttft_error_ms)
-_ITL = (lambda cell: cell.itl_ms, lambda cell: cell.ruler.itl_error_ms)
+def _ttft_errors(cell: Cell) -> Errors:
+    return cell.ruler.ttft_error_ms
+
+
+def _itl_errors(cell: Cell) -> Errors:
+    return cell.ruler.itl_error_ms
+
 
 RULER = Column("ruler\n± ms", _error, spare=6)
 OPEN_LOOP = (
-    Column("from sent\np95", lambda cell: quantile(cell, cell.ttft_from_sent_ms, "p95"), spare=3),
-    Column("lag ms\np99", lambda cell: quantile(cell, cell.dispatch_lag_ms, "p99"), spare=3),
+    Column("from sent\np95", lambda cell: quantile(cell, "ttft_from_sent", "p95"), spare=3),
+    Column("lag ms\np99", lambda cell: quantile(cell, "dispatch_lag", "p99"), spare=3),
 )
 """Of an open loop: TTFT without what a request waited to be sent, and how late it was sent."""
 
+ITL = (
+    _latency("itl", "p50", errors=_itl_errors),
+    _latency("itl", "p99", spare=4, errors=_itl_errors),
+)
+ICL = (_latency("icl", "p50"), _latency("icl", "p99", spare=4))
+"""The raw gaps between chunks, where nobody knows which tokens were in them."""
+
 FIGURES = (
-    _latency("TTFT ms", "p50", *_TTFT),
-    _latency("TTFT ms", "p95", *_TTFT, spare=4),
+    _latency("ttft", "p50", errors=_ttft_errors),
+    _latency("ttft", "p95", spare=4, errors=_ttft_errors),
     *OPEN_LOOP,
-    _latency("ITL ms", "p50", *_ITL),
-    _latency("ITL ms", "p99", *_ITL, spare=4),
+    *ITL,
+    *ICL,
     RULER,
     Column(
         "tok/s\n/user",
-        lambda cell: quantile(cell, cell.otps_per_user, "p50"),
-        Measure(lambda cell: comparison.quantile(cell, cell.otps_per_user, "p50"), False),
+        lambda cell: quantile(cell, "otps_per_user", "p50"),
+        Measure(lambda cell: comparison.quantile(cell, "otps_per_user", "p50"), False),
         spare=5,
     ),
     _rate("tok/s\ntotal", lambda cell: cell.otps, lambda cell: cell.otps_ci95),

@@ -55,13 +55,25 @@ def load(cell: Cell) -> tuple[object, ...]:
     )
 
 
-def quantile(cell: Cell, block: Block | None, name: str, error_ms: float = 0.0) -> Figure | None:
-    """A quantile of ``block`` with its 95% interval, widened by what the ruler can be off."""
+def quantile(cell: Cell, metric: str, name: str, error_ms: float = 0.0) -> Figure | None:
+    """A quantile of ``metric``, as in ``ttft``, with its 95% interval, widened by what the ruler
+    can be off; ``None`` where there is none that can be stood behind."""
+    block: Block | None = getattr(cell, field_of(metric))
     value: float | None = getattr(block, name) if block is not None else None
-    if block is None or value is None or cell.verdict == "invalid":
+    if block is None or value is None or not is_shown(cell, metric, name):
         return None
     low, high = block.ci95.get(name, (value, value))
     return Figure(value, low - error_ms, high + error_ms, name in block.ci95)
+
+
+def field_of(metric: str) -> str:
+    """The field of a cell that holds the distribution of ``metric``; rates have no unit there."""
+    return metric if metric.startswith("otps") else f"{metric}_ms"
+
+
+def is_shown(cell: Cell, metric: str, name: str) -> bool:
+    """Whether a quantile of ``metric`` can be stood behind."""
+    return cell.verdict != "invalid" and f"{metric}.{name}" not in cell.untimed
 
 
 def rate(cell: Cell, value: float | None, ci95: tuple[float, float] | None = None) -> Figure | None:

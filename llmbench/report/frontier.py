@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from llmbench.measure.capacity import by_search, load_of
 from llmbench.measure.cost import Costed
-from llmbench.records import Block, Cell
-from llmbench.report import svg
+from llmbench.records import Cell
+from llmbench.report import comparison, svg
 from llmbench.report.budget import shortened
 
 
@@ -45,12 +45,12 @@ class Panel(NamedTuple):
     log: bool = False
 
 
-def quantile(block: Callable[[Cell], Block | None], name: str) -> Of:
-    """That quantile of a cell, where it is known and finite."""
+def quantile(metric: str, name: str) -> Of:
+    """That quantile of a cell, where it can be stood behind and is finite."""
 
     def of(cell: Cell) -> Figure | None:
-        its = block(cell)
-        return None if its is None else _figure(getattr(its, name), its.ci95.get(name))
+        found = comparison.quantile(cell, metric, name)
+        return None if found is None else _figure(found.value, (found.low, found.high))
 
     return of
 
@@ -68,12 +68,12 @@ def _figure(value: float | None, ci95: tuple[float, float] | None) -> Figure | N
 
 TTFT = Panel(
     "TTFT ms (log)",
-    quantile(lambda cell: cell.ttft_ms, "p50"),
-    tail=quantile(lambda cell: cell.ttft_ms, "p95"),
+    quantile("ttft", "p50"),
+    tail=quantile("ttft", "p95"),
     objective="ttft",
     log=True,
 )
-PER_USER = Panel("tok/s per user", quantile(lambda cell: cell.otps_per_user, "p50"))
+PER_USER = Panel("tok/s per user", quantile("otps_per_user", "p50"))
 COST = "cost per 1M output tokens"
 
 

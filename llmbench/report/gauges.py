@@ -55,7 +55,8 @@ def gauges(cells: Sequence[Cell]) -> bytes:
         for name, its in latencies.items():
             block: Block | None = getattr(cell, f"{name}_ms")
             for quantile, label in QUANTILES.items():
-                if (value := getattr(block, quantile, None)) is not None:
+                value = getattr(block, quantile, None)
+                if value is not None and f"{name}.{quantile}" not in cell.untimed:
                     its.labels(*own, label).set(value / 1e3)
         for field, rate in rates.items():
             if (value := getattr(cell, field)) is not None:
@@ -83,7 +84,8 @@ def _figures(cell: Cell) -> Iterator[tuple[str, float]]:
         if isinstance(value, Block):
             for name in value.__struct_fields__:
                 of_block = getattr(value, name)
-                if isinstance(of_block, int | float):
+                untimed = f"{field.removesuffix('_ms')}.{name}" in cell.untimed
+                if isinstance(of_block, int | float) and not untimed:
                     yield f"{field}.{name}", float(of_block)
         elif isinstance(value, float):
             yield field, value

@@ -1,12 +1,21 @@
 """What stands below the table: why a cell is not shown, and what a reader should know."""
 
-import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-from llmbench.measure.blocks import QUANTILES, needs
-from llmbench.measure.statistics import fewest
-from llmbench.records import Cell
-from llmbench.report.columns import BASE, RULER, constant_prompt, digits, ruler_error_ms
+from llmbench.records import Block, Cell
+from llmbench.report.columns import (
+    ABOVE,
+    BASE,
+    RULER,
+    UNSURE,
+    UNTIMED,
+    constant_prompt,
+    digits,
+    marks_of,
+    ruler_error_ms,
+)
 from llmbench.report.comparison import several_targets
 from llmbench.report.differences import (
     Difference,
@@ -16,6 +25,33 @@ from llmbench.report.differences import (
 )
 from llmbench.report.targets import target_lines
 
+MOST_LINES = 8
+"""Below a table stand no more lines than these, unless all are asked for."""
+
+
+class Notes(NamedTuple):
+    """What stands below a table: first ``lines``, which may be cut short, then the ``legend``."""
+
+    lines: list[str]
+    legend: list[str]
+
+    def shown(self, height: Callable[[str], int], most: int | None) -> list[str]:
+        """As many lines as ``most`` have room for, each ``height`` high; all where it is ``None``.
+        The last says how many are missing."""
+        whole = [*self.lines, *self.legend]
+        if most is None or sum(map(height, whole)) <= most:
+            return whole
+        kept: list[str] = []
+        left = most - sum(map(height, self.legend)) - 1
+        for line in self.lines:
+            left -= height(line)
+            if left < 0:
+                break
+            kept.append(line)
+        missing = len(self.lines) - len(kept)
+        more = f"{missing} more {'line' if missing == 1 else 'lines'}: --why"
+        return [*kept, more, *self.legend]
+
 
 def notes(
     cells: Sequence[Cell],
@@ -23,52 +59,93 @@ def notes(
     mark: str = "",
     baseline: str | None = None,
     left_out: Sequence[str] = (),
-) -> list[str]:
-    """One line each, the cells that share one named together.
+) -> Notes:
+    """One line a kind of note, with the cells that it is about.
 
     ``mark`` is what the best of each group has, if any has one; ``left_out`` the columns that the
     table has no room for.
     """
-    lines: dict[str, list[Cell]] = {}
-    for cell in cells:
-        for line in _of_cell(cell):
-            lines.setdefault(line, []).append(cell)
-    return [
-        *(f"{places(about, cells)}: {line}" for line, about in lines.items()),
+    lines = [
+        *merged(
+            [(line, cell) for of_kind in _KINDS for cell in cells for line in of_kind(cell)], cells
+        ),
         *(f"client tax, {places([tax.cell], cells)}: {tax.added}" for tax in client_taxes(cells)),
         *_http_taxes(cells),
         *length_warnings(cells),
         *target_lines(cells),
-        *_comparing(cells, mark, baseline),
-        *_legend(cells, left_out),
     ]
+    if others := [name for name in left_out if name != "failed"]:
+        lines.append(f"no room for {', '.join(others)}: the JSON has them")
+    return Notes(lines, [*_comparing(cells, mark, baseline), *_legend(cells, left_out)])
 
 
-def _of_cell(cell: Cell) -> Iterable[str]:
+_NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
+
+
+def merged(told: Sequence[tuple[str, Cell]], cells: Sequence[Cell]) -> list[str]:
+    """The lines that are ``told`` of ``cells``, those that differ in nothing but numbers as one,
+    which says from where to where these go."""
+    kinds: dict[str, list[tuple[str, Cell]]] = {}
+    for line, cell in told:
+        kinds.setdefault(_NUMBER.sub("\0", line), []).append((line, cell))
+    lines = []
+    for same in kinds.values():
+        columns = zip(*(_NUMBER.findall(line) for line, _ in same), strict=True)
+        spans = map(_span, columns)
+        line = _NUMBER.sub(lambda _, spans=spans: next(spans), same[0][0])  # type: ignore[misc]
+        about = [cell for cell in cells if any(cell is each for _, each in same)]
+        lines.append(f"{places(about, cells)}: {line}")
+    return lines
+
+
+def _span(numbers: Sequence[str]) -> str:
+    """``12``, or ``12–16`` where they differ."""
+    least, *_, most = sorted([numbers[0], *numbers], key=lambda each: float(each.replace(",", "")))
+    return least if least == most else f"{least}–{most}"
+
+
+def _reasons(cell: Cell) -> Iterable[str]:
     label = {"invalid": "INVALID", "partial": "PARTIAL", "valid": ""}[cell.verdict]
     for reason in cell.reasons:
         yield f"{label}, {reason}"
+
+
+def _failures(cell: Cell) -> Iterable[str]:
     for kind, count in cell.requests.failures.items():
         words = cell.requests.details.get(kind)
         yield f"failed: {count} × {kind}" + (f" ({words})" if words else "")
-    yield from cell.notes
-    yield from _dependent(cell)
+
+
+def _objectives(cell: Cell) -> Iterable[str]:
     for name, objective in (cell.slo or {}).items():
         fate = {True: "met", False: "missed", None: "not known"}[objective.met]
         known = _measured(cell, name) if objective.met is None else ""
         yield f"SLO {fate}: {name} ≤ {objective.limit_ms:g} ms{known}"
-    yield from _goodput(cell)
+
+
+def _alike(cell: Cell) -> Iterable[str]:
+    """Where the range of all samples stands for an interval that the table shows."""
+    for metric, shown in (("ttft", ("p50", "p95")), ("itl", ("p50",))):
+        block: Block | None = getattr(cell, f"{metric}_ms")
+        if block is None or cell.verdict == "invalid" or not {*shown} & {*block.ci95_is_range}:
+            continue
+        yield (
+            f"{metric.upper()} was {block.min:,.4g} to {block.max:,.4g} ms in all: that range stands "
+            "for the interval"
+        )
 
 
 def _measured(cell: Cell, name: str) -> str:
     """The figure that an objective is about, with its interval."""
     metric, _, statistic = name.partition(".")
-    block = getattr(cell, f"{metric}_ms")
-    value = getattr(block, statistic, None)
-    if value is None or cell.verdict == "invalid":
+    block: Block | None = getattr(cell, f"{metric}_ms")
+    value = block.estimate(statistic) if block is not None else None
+    if block is None or value is None or cell.verdict == "invalid":
         return ""
-    low, high = block.ci95.get(statistic, (value, value))
-    return f" (it is {digits(value)}, in {digits(low)} to {digits(high)})"
+    low, high = block.bounds(statistic)
+    ends = [f"at least {digits(low)}"] if low is not None else []
+    ends += [f"at most {digits(high)}"] if high is not None else []
+    return f" (it is {', '.join([digits(value), *ends])})"
 
 
 def _goodput(cell: Cell) -> Iterable[str]:
@@ -82,21 +159,15 @@ def _goodput(cell: Cell) -> Iterable[str]:
     yield f"goodput: {told}"
 
 
-def _dependent(cell: Cell) -> Iterable[str]:
-    """Why a percentile of TTFT is a dash, for all that there were requests enough."""
-    block = cell.ttft_ms
-    if block is None or cell.verdict == "invalid":
-        return
-    for name in ("p50", "p95"):
-        more = needs(block, name)
-        if more is None or block.n < fewest(QUANTILES[name]):
-            continue
-        worth = math.floor(block.worth[name])
-        yield (
-            f"TTFT {name} needs ~{more:,} more requests: slow ones come together, so {block.n} say "
-            f"as much as {worth} apart; they took {block.min:,.4g} to {block.max:,.4g} ms"
-        )
-        return
+_KINDS: tuple[Callable[[Cell], Iterable[str]], ...] = (
+    _reasons,
+    _failures,
+    _objectives,
+    _goodput,
+    lambda cell: cell.notes,
+    _alike,
+)
+"""What may be said of a cell, the most pressing first."""
 
 
 def places(about: Sequence[Cell], cells: Sequence[Cell]) -> str:
@@ -154,24 +225,28 @@ def _comparing(cells: Sequence[Cell], mark: str, baseline: str | None) -> list[s
 
 
 def _legend(cells: Sequence[Cell], left_out: Sequence[str]) -> list[str]:
+    """How the cells were loaded and read, and what the marks that stand in the table mean."""
     lines = []
     if any(cell.ruler.stamps for cell in cells):
-        lines.append(_conditions(cells))
+        failed = "; no request failed" if "failed" in left_out else ""
+        lines.append(_conditions(cells) + failed)
     errors_ms = [error for cell in cells if (error := ruler_error_ms(cell)) is not None]
     if errors_ms and RULER.name in left_out:
-        lines.append(f"the ruler itself can be off by {max(errors_ms):.2f} ms at most")
-    elif any(cell.ruler.ttft_error_ms for cell in cells):
+        lines.append(
+            "±: how far the 95% interval reaches from a figure; the ruler itself can be off by "
+            f"{max(errors_ms):.2f} ms at most"
+        )
+    elif errors_ms:
         lines.append(
             "±: how far the 95% interval reaches from a figure; ruler ±: how far off the ruler is"
         )
-    if any(_too_small(cell) for cell in cells):
-        lines.append(
-            "—: not shown, or too few independent samples (p95 needs 72, p99 368; report --why)"
-        )
-    if "failed" in left_out:
-        lines.append("no request failed")
-    if others := [name for name in left_out if name != "failed"]:
-        lines.append(f"no room for {', '.join(others)}: the JSON has them")
+    marks = {mark for cell in cells for mark in marks_of(cell)}
+    if UNSURE in marks:
+        lines.append("?: too few independent requests for a 95% interval (--why: how many more)")
+    if ABOVE in marks:
+        lines.append(">: longer than that; requests were cut off before more could be seen")
+    if UNTIMED in marks:
+        lines.append("✗: measured, but not to be stood behind; a line above says why")
     return lines
 
 
@@ -201,8 +276,3 @@ def _loop(cell: Cell) -> str:
 def _asked_tokens(cells: Sequence[Cell]) -> str:
     asked = {(cell.output_tokens, cell.output_lengths) for cell in cells}
     return ", ".join(drawn or str(mean) for mean, drawn in sorted(asked, key=lambda each: each[0]))
-
-
-def _too_small(cell: Cell) -> bool:
-    shown = [(cell.ttft_ms, ("p50", "p95")), (cell.itl_ms, ("p50", "p99"))]
-    return any(block is None or getattr(block, name) is None for block, ps in shown for name in ps)

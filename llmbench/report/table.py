@@ -23,25 +23,32 @@ Texts = dict[Column, list[str]]
 Groups = Sequence[Sequence[Cell]]
 
 
-def render_table(cells: Sequence[Cell], baseline: str | None = None) -> str:
-    """One row a cell, within 100 columns, with notes below; the loads of several targets apart.
+def render_table(
+    cells: Sequence[Cell], baseline: str | None = None, most_lines: int | None = None
+) -> str:
+    """One row a cell, within 100 columns, with notes below, in at most ``most_lines`` lines; the
+    loads of several targets apart.
 
     Raises ``UserError`` where ``baseline`` is the name of no target.
     """
     check_baseline([cell.target for cell in cells], baseline)
 
     def below(marked: bool, left_out: Sequence[str]) -> list[str]:
-        return notes(cells, mark=MARK * marked, baseline=baseline, left_out=left_out)
+        found = notes(cells, mark=MARK * marked, baseline=baseline, left_out=left_out)
+        return found.shown(lambda line: wrapped(line).count("\n") + 1, most_lines)
 
     return _terminal(columns(cells, baseline), cells, below)
 
 
-def render_markdown(cells: Sequence[Cell], baseline: str | None = None) -> str:
+def render_markdown(
+    cells: Sequence[Cell], baseline: str | None = None, most_lines: int | None = None
+) -> str:
     """The same table in Markdown, with every column: each row says its load, for none is apart."""
     check_baseline([cell.target for cell in cells], baseline)
 
     def below(marked: bool) -> list[str]:
-        return notes(cells, mark="**bold**" * marked, baseline=baseline)
+        found = notes(cells, mark="**bold**" * marked, baseline=baseline)
+        return found.shown(lambda _: 1, most_lines)
 
     return _markdown(columns(cells, baseline), cells, below)
 

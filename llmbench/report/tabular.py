@@ -11,8 +11,10 @@ from llmbench.records import Cell
 from llmbench.report.comparison import check_baseline
 
 
-def render_csv(cells: Sequence[Cell], baseline: str | None = None) -> str:
-    """One header row, one row a cell; what was not measured is empty.
+def render_csv(
+    cells: Sequence[Cell], baseline: str | None = None, most_lines: int | None = None
+) -> str:
+    """One header row, one row a cell; what was not measured is empty. Nothing stands below.
 
     No ``baseline`` changes it: whoever reads it can divide. Raises ``UserError`` where it is the
     name of no target.

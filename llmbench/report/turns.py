@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import tabulate
 
 from llmbench.records import Block, Cell, Range, Turn
-from llmbench.report.columns import NOT_MEASURED, digits
+from llmbench.report.columns import NOT_MEASURED, told
 from llmbench.report.notes import places
 from llmbench.report.table import grid, wrapped
 
@@ -37,33 +37,31 @@ def render_turns(cells: Sequence[Cell], style: str) -> str:
 
 def _cut(cell: Cell, cells: Sequence[Cell]) -> str:
     """What became of the replies of ``cell`` that users cut off."""
-    told = cell.barge_in
-    assert told is not None
+    cuts = cell.barge_in
+    assert cuts is not None
     where = places([cell], cells) or "all"
     if cell.verdict == "invalid":
-        return f"{where}: {told.cut} replies were cut off; the cell is INVALID"
+        return f"{where}: {cuts.cut} replies were cut off; the cell is INVALID"
     return (
-        f"{where}: {told.cut} replies were cut off, and the server sent on for "
-        f"{_p50(told.stop_ms)}. TTFT of the turn after one {_p50(told.next_ttft_ms)}, after a "
-        f"whole reply {_p50(told.other_ttft_ms)}."
+        f"{where}: {cuts.cut} replies were cut off, and the server sent on for "
+        f"{_p50(cuts.stop_ms)}. TTFT of the turn after one {_p50(cuts.next_ttft_ms)}, after a "
+        f"whole reply {_p50(cuts.other_ttft_ms)}."
     )
 
 
 def _p50(block: Block | None) -> str:
-    if block is None or block.p50 is None:
-        return "— (too few to tell)"
-    return f"{digits(block.p50)} ms (p50)"
+    words = NOT_MEASURED if block is None else told(block, "p50")
+    return f"{words} ms (p50)"
 
 
 def _row(cell: Cell, turn: Turn) -> list[str]:
     valid = cell.verdict != "invalid"
-    figures = [turn.ttft_ms.p50, turn.ttft_ms.p95]
     return [
         str(turn.turn),
         str(turn.ttft_ms.n),
         _span(turn.prompt_tokens),
         NOT_MEASURED if turn.cached_share is None else f"{100 * turn.cached_share:.0f}",
-        *(NOT_MEASURED if each is None or not valid else digits(each) for each in figures),
+        *(told(turn.ttft_ms, name) if valid else NOT_MEASURED for name in ("p50", "p95")),
     ]
 
 
