@@ -306,7 +306,7 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--why",
         action="store_true",
-        help="say below the table all there is to say, and how many more requests each ? would take",
+        help="say all there is to say below the table, and how many more requests each ? takes",
     )
     parser.add_argument("--cost", action="store_true", help="show what good requests cost instead")
     parser.add_argument(

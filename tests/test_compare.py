@@ -94,6 +94,26 @@ def test_a_run_against_itself_is_the_same() -> None:
     assert all(low <= 1 <= high for low, high in (each.ci95 for each in told.values()))
 
 
+def test_a_percentile_of_too_few_requests_has_its_bounds() -> None:
+    """Of 40 requests a p95 has no interval; it is at least the 35th in order (test_estimates)."""
+    a, b = stored(traces(lognormal(40, 1))), stored(traces(lognormal(40, 2, scale=3)))
+    compared = compare_cells(Side([a]), Side([b]))
+    assert "ttft.p95" in compared.left_out
+    for side, (least, most) in zip((a, b), compared.bounds["ttft.p95"], strict=True):
+        ordered = np.sort(side.requests.ttft_s) * 1e3
+        assert (least, most) == (pytest.approx(ordered[34]), INF)
+    assert "ttft.p50" not in compared.bounds
+    assert "otps" not in compared.bounds
+
+
+def test_what_the_client_could_not_time_is_not_compared() -> None:
+    a, b = stored(traces(lognormal(100, 1))), stored(traces(lognormal(100, 2)))
+    b.cell.untimed = {"ttft.p50": 12.0}
+    left_out = compare_cells(Side([a]), Side([b])).left_out
+    assert left_out["ttft.p50"] == "the client could not time it: it can be off by 12 ms"
+    assert "ttft.p90" not in left_out
+
+
 def test_ratios_are_of_the_figures_of_the_table() -> None:
     a, b = stored(traces(lognormal(100, 1))), stored(traces(lognormal(90, 2, scale=1.3)))
     told = results([a], [b])

@@ -82,7 +82,7 @@ def compared(
         ruler=ruler,
         p_value=0.5,
     )
-    return Compared([result], {"ttft.p99": "too few"}, (NONE_FAILED, NONE_FAILED))
+    return Compared([result], {"ttft.p99": "too few"}, (NONE_FAILED, NONE_FAILED), {})
 
 
 @pytest.mark.parametrize(
@@ -155,3 +155,26 @@ def test_what_failed_in_words() -> None:
 def test_what_was_not_compared_is_not_known(rule: str, words: str) -> None:
     outcome = check(read_rule(rule), compared("ttft.p95", 2, 1.9, 2.1))
     assert (outcome.fate, outcome.words) == ("not known", words)
+
+
+# ── what too few requests carry ──────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("rule", "fate", "words"),
+    [
+        ("ttft.p99 > 2s", "failed", "at least 2290 ms (too few requests to say more)"),
+        ("ttft.p99 > 2.3s", "not known", "too few"),
+        ("ttft.p99 < 2.3s", "not known", "too few"),
+        ("ttft.p99 < 2s", "passed", "at least 2290 ms (too few requests to say more)"),
+        ("ttft.p99 > +5%", "failed", "at least +14.5% (too few requests to say more)"),
+        ("ttft.p99 > +20%", "not known", "too few"),
+        ("e2e.p99 > 2s", "not known", "not measured"),
+    ],
+)
+def test_one_bound_decides_what_it_can(rule: str, fate: str, words: str) -> None:
+    """B's p99 is at least 2,290 ms, A's at most 2,000."""
+    sides = (1000.0, 2000.0), (2290.0, math.inf)
+    known = compared("ttft.p95", 1, 0, 9)._replace(bounds={"ttft.p99": sides})
+    outcome = check(read_rule(rule), known)
+    assert (outcome.fate, outcome.words) == (fate, words)

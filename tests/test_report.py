@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmbench.config import Sweep
-from llmbench.records import Block, Cell, Counts, Range, Ruler
+from llmbench.records import Block, Cell, Counts, Estimate, Range, Ruler
 from llmbench.report import RENDERERS
 from llmbench.report.columns import figure, interval
 from llmbench.report.notes import notes
@@ -93,7 +93,7 @@ def rows(cells: list[Cell]) -> list[list[str]]:
 def test_a_figure_has_three_digits(value: float | None, text: str) -> None:
     assert figure(cell(), value) == text
     assert figure(cell(verdict="partial"), value) == text
-    assert figure(cell(verdict="invalid"), value) == "—"
+    assert figure(cell(verdict="invalid"), value) == ("—" if value is None else "✗")
 
 
 def test_a_row() -> None:
@@ -297,9 +297,9 @@ def test_a_note_names_its_cells() -> None:
         cell("a", 32, notes=slow),
         cell("b", 8, notes=[*slow, "odd"]),
     ]
-    assert notes(cells)[:2] == ["a at 8, 32; b at 8: slow", "b at 8: odd"]
-    assert notes([cell("a", n, notes=slow) for n in (1, 8)])[0] == "all: slow"
-    assert notes([cell("a", 1, notes=slow)])[0] == "a at 1: slow"
+    assert notes(cells).lines[:2] == ["a at 8, 32; b at 8: slow", "b at 8: odd"]
+    assert notes([cell("a", n, notes=slow) for n in (1, 8)]).lines[0] == "all: slow"
+    assert notes([cell("a", 1, notes=slow)]).lines[0] == "a at 1: slow"
 
 
 def test_a_note_tells_lengths_and_clients_apart() -> None:
@@ -308,7 +308,7 @@ def test_a_note_tells_lengths_and_clients_apart() -> None:
         for length in (64, 512)
         for client in ("wire", "openai")
     ]
-    assert notes(cells)[0] == "a via wire at 1/64; a via openai at 1/64: odd"
+    assert notes(cells).lines[0] == "a via wire at 1/64; a via openai at 1/64: odd"
 
 
 def test_reasons_come_with_their_verdict() -> None:
@@ -320,7 +320,7 @@ def test_reasons_come_with_their_verdict() -> None:
         cell("b", verdict="partial", reasons=["interrupted"], requests=counts),
         cell("c"),
     ]
-    assert notes(cells)[:5] == [
+    assert notes(cells).lines[:5] == [
         "a at 8: INVALID, late",
         "a at 8: INVALID, throttled",
         "b at 8: PARTIAL, interrupted",
@@ -330,13 +330,68 @@ def test_reasons_come_with_their_verdict() -> None:
 
 
 def test_the_legend_says_what_the_load_was() -> None:
-    (line,) = notes([cell()])
+    (line,) = notes([cell()]).legend
     assert line.startswith("closed loop: ")
     assert "64 tokens; kernel stamps" in line
     two = [cell(output_tokens=9), cell(ruler=Ruler(stamps="user"))]
-    assert "9, 64 tokens; kernel and user stamps" in notes(two)[-1]
-    assert notes([of(None, ruler=Ruler())])[0].startswith("—: ")
-    assert any(line.startswith("—: ") for line in notes([cell(itl_ms=block(1.0))]))
+    assert "9, 64 tokens; kernel and user stamps" in notes(two).legend[-1]
+
+
+def test_only_marks_that_stand_in_the_table_are_explained() -> None:
+    def marks(*cells: Cell) -> list[str]:
+        return [line[0] for line in notes(cells).legend if line[1:3] == ": "]
+
+    few = Block(n=40, p50=12.0, estimates={"p95": Estimate(67.0, 50.0, None)})
+    unseen = Block(n=40, p50=12.0, estimates={"p95": Estimate(None, 50.0, None)})
+    assert marks(cell()) == []
+    assert marks(cell(ttft_ms=few)) == ["?"]
+    assert marks(cell(), cell(ttft_ms=unseen)) == [">"]
+    assert marks(cell(untimed={"itl.p99": 17.0})) == ["✗"]
+    assert marks(cell(ttft_ms=few, verdict="invalid")) == ["✗"]
+
+
+def test_marks_stand_in_the_place_of_a_dash() -> None:
+    """A dash is left for what has no value at all."""
+    few = Block(n=40, p50=12.0, estimates={"p95": Estimate(2710.4, 2290.0, None)})
+    unseen = Block(n=40, p50=12.0, estimates={"p99": Estimate(None, 51.2, None)})
+    table = rows([cell(ttft_ms=few, itl_ms=unseen, untimed={"itl.p50": 3.0}, otps_per_user=None)])
+    assert table[0][3:] == ["12.0", "2,710?", "✗", ">51.2", "—", "—", "1,234", "3.21", "0"]
+
+
+def test_gaps_of_chunks_are_shown_where_those_of_tokens_are_not_known() -> None:
+    unknown = cell(itl_ms=None, icl_ms=block(7.0, 9.0))
+    heads, _, row = render_markdown([unknown]).splitlines()[:3]
+    assert heads.count("ICL ms") == 2
+    assert "ITL" not in heads
+    assert "| 7.00 | 9.00 |" in re.sub(" +", " ", row)
+    both = render_markdown([unknown, cell(icl_ms=block(3.0))]).splitlines()[0]
+    assert (both.count("ITL ms"), both.count("ICL ms")) == (2, 2)
+    assert "ICL" not in render_markdown([cell(icl_ms=block(3.0))]).splitlines()[0]
+
+
+def test_lines_that_differ_in_numbers_alone_are_one() -> None:
+    cells = [
+        cell("a", 1, notes=["the first 4 requests (0.5 s) were cut; p95 of 1,000"]),
+        cell("a", 8, notes=["the first 12 requests (1.5 s) were cut; p95 of 1,000", "odd"]),
+    ]
+    assert notes(cells).lines == [
+        "all: the first 4–12 requests (0.5–1.5 s) were cut; p95 of 1,000",
+        "a at 8: odd",
+    ]
+
+
+def test_few_lines_stand_below_a_table() -> None:
+    names = [f"cause {letter} of {letter}" for letter in "abcdefghijkl"]
+    odd = [cell(notes=names)]
+    below = render_table(odd, most_lines=8).splitlines()[4:]
+    assert len(below) == 8
+    assert below[5] == "h:8000 at 8: cause f of f"
+    assert below[6] == "6 more lines: --why"
+    assert below[7].startswith("closed loop: ")
+    assert len(render_table(odd).splitlines()[4:]) == 13
+    assert "more line" not in render_table([cell(notes=names[:7])], most_lines=8)
+    markdown = render_markdown(odd, most_lines=8).partition("\n\n")[2].splitlines()
+    assert [len(markdown), markdown[6]] == [8, "- 6 more lines: --why"]
 
 
 def test_what_another_client_adds() -> None:
@@ -346,7 +401,7 @@ def test_what_another_client_adds() -> None:
         cell("b", ttft_ms=block(10.0), itl_ms=None),
         cell("b", ttft_ms=block(11.0), itl_ms=block(1.0), client="openai"),
     ]
-    tax = [line for line in notes(cells) if line.startswith("client tax")]
+    tax = [line for line in notes(cells).lines if line.startswith("client tax")]
     assert tax == [
         "client tax, a via openai at 8: +0.50 ms on TTFT p50, -0.25 ms on ITL p50",
         "client tax, b via openai at 8: +1.00 ms on TTFT p50",
@@ -356,7 +411,7 @@ def test_what_another_client_adds() -> None:
 @pytest.mark.parametrize("ours", [of(INF), of(None), of(1.0, verdict="invalid")])
 @pytest.mark.parametrize("theirs", [of(INF, client="openai"), of(1.0, client="openai")])
 def test_nothing_is_added_to_what_never_came(ours: Cell, theirs: Cell) -> None:
-    lines = notes([ours, theirs])
+    lines = notes([ours, theirs]).lines
     assert not any("nan" in line or "inf" in line or "client tax" in line for line in lines)
 
 
@@ -376,8 +431,9 @@ def test_an_interval_stands_behind_its_figure(
     value: float, ends: tuple[float, float] | None, said: str
 ) -> None:
     known = Block(n=99, p50=value, ci95={} if ends is None else {"p50": ends})
-    assert interval(cell(), known, "p50") == said
-    assert interval(cell(verdict="invalid"), known, "p50") == ""
+    assert interval(cell(ttft_ms=known), "ttft", "p50") == said
+    assert interval(cell(ttft_ms=known, verdict="invalid"), "ttft", "p50") == ""
+    assert interval(cell(ttft_ms=known, untimed={"ttft.p50": 9.0}), "ttft", "p50") == ""
 
 
 def test_intervals_go_before_columns_do() -> None:

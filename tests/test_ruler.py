@@ -7,11 +7,12 @@ from conftest import bare_cell
 
 from llmbench.measure.metrics import measure
 from llmbench.measure.requests import Requests
-from llmbench.measure.ruler import add_calibration, from_evidence, too_uncertain
+from llmbench.measure.ruler import add_calibration, from_evidence, untimed
 from llmbench.records import (
     Block,
     Calibration,
     Counts,
+    Estimate,
     Reads,
     RequestMetrics,
     Ruler,
@@ -129,21 +130,19 @@ def test_an_error_beyond_half_a_millisecond_and_five_percent_is_too_much(
         ttft_ms=Block(n=10, p50=p50_ms),
         ruler=Ruler(ttft_error_ms={"p50": error_ms, "p95": 99, "p99": 99}),
     )
-    assert bool(too_uncertain(cell)) is bad
+    assert untimed(cell) == ({"ttft.p50": error_ms} if bad else {})
     cell.client = "openai"
-    assert not too_uncertain(cell)  # it is there to be seen with its own delay
+    assert not untimed(cell)  # it is there to be seen with its own delay
 
 
-@pytest.mark.parametrize(("worth", "bad"), [({}, False), ({"p50": 4.0, "p95": 9.0}, True)])
-def test_a_late_client_is_too_late_whether_or_not_its_percentiles_are_shown(
-    worth: dict[str, float], bad: bool
-) -> None:
-    """Too few requests for a percentile have none to be wrong about. Enough of them, that were all
-    late together, have: 30 ms of a mean of 100."""
-    ttft = Block(n=200, mean=100.0, max=400.0, worth=worth)
+def test_each_figure_stands_or_falls_by_its_own_bound() -> None:
+    """30 ms is too much of a median of 100 and of an estimated p95 of 300, and little of a p99 of
+    1,000: 5% of it is 50 ms. There is no ITL that could be wrong."""
+    ttft = Block(n=200, p50=100.0, p99=1000.0, estimates={"p95": Estimate(300.0, 250.0, None)})
     off = {"p50": 30.0, "p95": 30.0, "p99": 30.0}
-    cell = bare_cell(ttft_ms=ttft, ruler=Ruler(stamps="kernel", ttft_error_ms=off))
-    assert bool(too_uncertain(cell)) is bad
+    ruler = Ruler(stamps="kernel", ttft_error_ms=off, itl_error_ms=off)
+    cell = bare_cell(ttft_ms=ttft, ruler=ruler)
+    assert untimed(cell) == {"ttft.p50": 30.0, "ttft.p95": 30.0}
 
 
 def reply(sent_ms: list[float], took_ms: list[float]) -> Reply:

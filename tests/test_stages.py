@@ -471,7 +471,7 @@ def test_no_figure_of_an_invalid_cell(style: str) -> None:
     assert "777" not in text
     assert "2,331" not in text
     assert "h:8000 at 8: INVALID, the client was late" in text
-    assert rows([wrong])[0][3:] == ["—"] * 9
+    assert rows([wrong])[0][3:] == ["✗", *["—"] * 8]
 
 
 def test_a_server_that_accounts_for_too_much() -> None:

@@ -96,7 +96,7 @@ def _add_quantile(
 def _alike(ordered: Reals, p: float) -> bool:
     """Whether the range of ``ordered`` may stand for the interval of quantile ``p``: all values are
     alike, and they are as many as it takes to see one beyond the quantile."""
-    if len(ordered) * min(p, 1 - p) < 1 - 1e-9:
+    if len(ordered) < max(stats.fewest(0.5), math.floor(1 / min(p, 1 - p) + 1e-9)):
         return False
     return bool(ordered[-1] - ordered[0] <= ALIKE * stats.quantile(ordered, 0.5))
 

@@ -107,7 +107,7 @@ class Compared(NamedTuple):
     results: list[Result]
     left_out: dict[str, str]
     failures: tuple[Failures, Failures]
-    bounds: dict[str, tuple[Interval, Interval]] = {}
+    bounds: dict[str, tuple[Interval, Interval]]
 
 
 class Drawn(NamedTuple):

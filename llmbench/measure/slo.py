@@ -80,9 +80,9 @@ def limits_ms(slo: dict[str, str], where: str = "slo") -> dict[str, float]:
 
 def objectives(cell: Cell, limits: dict[str, float]) -> dict[str, Objective]:
     """Each objective against the figure of ``cell``. It is met or missed where all of the figure's
-    95% interval is, or where the one bound that too few samples have decides it; ``met`` is ``None``
-    where that is not known: the limit lies between, the figure was not measured, or the cell is
-    INVALID. A figure that the client could not time well counts with how far off it can be."""
+    95% interval is, or where the one bound that too few samples have decides it; ``met`` is
+    ``None`` where that is not known: the limit lies between, the figure was not measured, or the
+    cell is INVALID. A figure that the client could not time counts with how far off it can be."""
     return {name: _objective(cell, name, limit_ms) for name, limit_ms in limits.items()}
 
 

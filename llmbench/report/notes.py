@@ -130,8 +130,8 @@ def _alike(cell: Cell) -> Iterable[str]:
         if block is None or cell.verdict == "invalid" or not {*shown} & {*block.ci95_is_range}:
             continue
         yield (
-            f"{metric.upper()} was {block.min:,.4g} to {block.max:,.4g} ms in all: that range stands "
-            "for the interval"
+            f"{metric.upper()} was {block.min:,.4g} to {block.max:,.4g} ms in all: that range "
+            "stands for the interval"
         )
 
 
