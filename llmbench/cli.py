@@ -92,6 +92,7 @@ def _measure(settings: "Sweep", runner: "Runs | None" = None, *, quiet: bool = F
     from llmbench.drive.endpoint import key_of
     from llmbench.drive.sweep import SweepRun
     from llmbench.report.live import LiveView
+    from llmbench.report.plan import announcement
     from llmbench.store import RunDirectory
 
     targets = settings.targets()
@@ -99,6 +100,7 @@ def _measure(settings: "Sweep", runner: "Runs | None" = None, *, quiet: bool = F
         key_of(target)  # one that is missing is known before anything is
     directory = RunDirectory.create(settings, targets, host.describe())
     view = LiveView()
+    view.say(announcement(settings))
     run = (runner or SweepRun)(directory, view)
     try:
         run.run()

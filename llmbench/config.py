@@ -28,10 +28,23 @@ Seconds = Annotated[float, Meta(gt=0, le=1e7)]  # infinity has no JSON form
 SOME = Meta(min_length=1)
 
 FEWEST_REQUESTS = 192
-OPEN_LOOP_S = 30.0
+"""Of a search's probes, and at the last look of ``until``."""
+
+BUDGET_S, EMBEDDED_BUDGET_S = 30.0, 20.0
+"""The time of a cell, where nobody says how much to measure."""
+
+LENGTHS, EMBEDDED_LENGTHS = (128, 128), (64, 16)
+"""Tokens of a prompt and of a reply."""
+
+REPEATS_BUDGET_S, LEAST_BUDGET_S = 60.0, 10.0
+"""All repeats of a cell share so much time, and each has at least so much."""
+
 OPEN_LOOP_WARMUP_S = 2.0
 OPEN_LOOP_GRACE_S = 30.0
 LEAST_WARMUP = 8
+FEWEST_SESSIONS = 6
+"""An open loop has at least these, whatever its rate: of fewer requests no median is known."""
+
 MOST_REQUESTS = 1_000_000
 LISTED = (
     "target",
@@ -127,12 +140,28 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def lengths(self) -> list[tuple[Length, Length]]:
         """The lengths of prompts and replies: short ones for the embedded engine."""
-        demo = all(
+        prompt, reply = EMBEDDED_LENGTHS if self.is_embedded else LENGTHS
+        replies = read_length(str(self.output_tokens or reply), "--output-tokens")
+        prompts = ",".join(map(str, self.prompt_tokens or [prompt]))
+        return [(prompt, own or replies) for prompt, own in read_lengths(prompts)]
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether all that is measured is the embedded engine with its small model."""
+        return all(
             target.engine.startswith("llamacpp") and not target.model for target in self.targets()
         )
-        replies = read_length(str(self.output_tokens or (16 if demo else 128)), "--output-tokens")
-        prompts = ",".join(map(str, self.prompt_tokens or [64 if demo else 128]))
-        return [(prompt, own or replies) for prompt, own in read_lengths(prompts)]
+
+    @property
+    def budget_s(self) -> float | None:
+        """The time of each cell's window, where nobody says how much to measure. The probes of a
+        search are sized by what it has seen."""
+        if self.requests or self.duration or self.until or self.search:
+            return None
+        whole_s = EMBEDDED_BUDGET_S if self.is_embedded else BUDGET_S
+        if self.repeat == 1:
+            return whole_s
+        return min(whole_s, max(REPEATS_BUDGET_S / self.repeat, LEAST_BUDGET_S))
 
     def loads(self) -> list[Load]:
         """The grid of one target: lengths outside, then cold and warm, the load inside."""
@@ -171,6 +200,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             duration_s=self.duration,
             warmup=0,
             grace_s=self.grace,
+            budget_s=self.budget_s,
             until=self.until,
             max_failures=str(self.max_failures),
             content=content,
@@ -189,16 +219,22 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             )
 
     def _open_loop(self, load: Load, rate: Rate) -> Load:
-        """As many requests as come in half a minute, but no fewer than a p95 needs, after two
-        seconds of warm-up; a trace is played from its first row to its last."""
+        """As many requests as come in the cell's time, after two seconds of warm-up; a trace is
+        played from its first row to its last. Only under a constant rate figures can be enough."""
+        budget_s = self.budget_s if rate.kind == "constant" else None
         if rate.mean is None:
             requests, warmup = MOST_REQUESTS, 0
         else:
-            requests = max(FEWEST_REQUESTS, math.ceil(OPEN_LOOP_S * rate.mean)) * self._looks()
-            warmup = max(LEAST_WARMUP, math.ceil(OPEN_LOOP_WARMUP_S * rate.values[0]))
+            asked_s = BUDGET_S if self.budget_s is None else self.budget_s
+            requests = max(math.ceil(asked_s * rate.mean), FEWEST_SESSIONS)
+            if self.until or self.search:
+                requests = max(requests, FEWEST_REQUESTS) * self._looks()
+            warmup = math.ceil(OPEN_LOOP_WARMUP_S * rate.values[0])
+            warmup = max(warmup, LEAST_WARMUP if self.budget_s is None else 1)
         return replace(
             load,
             requests=self.requests or requests,
+            budget_s=budget_s,
             warmup=warmup if self.warmup is None else self.warmup,
             rate=str(rate),
             arrivals=str(read_arrivals(self.arrivals)),
@@ -207,8 +243,10 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         )
 
     def _requests(self, at_once: int) -> int:
-        """The 72 that a p95 needs and more, since requests depend on each other; two a stream at
-        least; whole batches."""
+        """What was asked for, or what the time allows; in whole batches. A search has the 72 that a
+        p95 needs and more, since requests depend on each other, and two a stream at least."""
+        if self.budget_s is not None:
+            return MOST_REQUESTS
         requests = self.requests or max(FEWEST_REQUESTS, 2 * at_once) * self._looks()
         return -(-requests // at_once) * at_once if self.batch_size else requests
 

@@ -174,7 +174,9 @@ class Load(Struct, frozen=True, kw_only=True):
     ``prompt_tokens`` and ``output_tokens`` are the lengths asked for, on average. With a
     ``batch_size`` the requests go out as static batches of that size, which is then the
     concurrency too. ``grace_s`` is how long after its window a cell waits for replies. ``until``
-    is a precision that ends the window, and ``max_failures`` what ends the cell.
+    is a precision that ends the window, and ``max_failures`` what ends the cell. With a
+    ``budget_s`` nobody said how much to measure: the window, with the replies that are waited for,
+    is about that long, or as long as it takes for figures that are good enough.
     """
 
     concurrency: int
@@ -190,6 +192,7 @@ class Load(Struct, frozen=True, kw_only=True):
     grace_s: float | None = None
     until: str = ""
     max_failures: str = ""
+    budget_s: float | None = None
     content: Content = Content()
 
 

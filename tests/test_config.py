@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from llmbench.config import Sweep, load_sweep
+from llmbench.config import EMBEDDED_LENGTHS, Sweep, load_sweep
 from llmbench.errors import UserError
 from llmbench.lists import counts, words
 from llmbench.records import Load
@@ -86,10 +87,17 @@ def test_every_default() -> None:
         "least": 1.0,
         "out": "",
         "format": "table",
+        "why": False,
     }
 
 
-def load_of(concurrency: int, length: int, output: int, requests: int, **fields: Any) -> Load:
+MOST = 1_000_000
+BY_TIME = {"requests": MOST, "budget_s": 30.0}
+
+
+def load_of(
+    concurrency: int, length: int, output: int, requests: int = MOST, **fields: Any
+) -> Load:
     facts = {
         "concurrency": concurrency,
         "prompt_tokens": length,
@@ -102,17 +110,44 @@ def load_of(concurrency: int, length: int, output: int, requests: int, **fields:
 
 
 def test_the_default_loads_of_a_server() -> None:
+    """As much as half a minute allows."""
     assert load_sweep({"target": ["http://h"], "concurrency": [1, 8, 64]}).loads() == [
-        load_of(1, 128, 128, 192),
-        load_of(8, 128, 128, 192),
-        load_of(64, 128, 128, 192),
+        load_of(1, 128, 128, **BY_TIME),
+        load_of(8, 128, 128, **BY_TIME),
+        load_of(64, 128, 128, **BY_TIME),
     ]
 
 
 def test_the_default_loads_of_the_embedded_engine_are_short() -> None:
-    assert load_sweep({"concurrency": [2]}).loads() == [load_of(2, 64, 16, 192)]
+    prompt, reply = EMBEDDED_LENGTHS
+    assert load_sweep({"concurrency": [2]}).loads() == [load_of(2, prompt, reply, budget_s=20.0)]
     both = load_sweep({"concurrency": [2], "target": ["llamacpp:", "http://h"]})
-    assert both.loads() == [load_of(2, 128, 128, 192)]
+    assert both.loads() == [load_of(2, 128, 128, **BY_TIME)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "budget_s"),
+    [
+        ({}, 30.0),
+        ({"repeat": 2}, 30.0),  # a minute for all repeats, and no more for one than for a cell
+        ({"repeat": 4}, 15.0),
+        ({"repeat": 20}, 10.0),  # but never less
+        ({"requests": 7}, None),
+        ({"duration": 7.0}, None),
+        ({"until": "ci=5%"}, None),
+    ],
+)
+def test_time_is_the_budget_where_nobody_says_how_much(
+    flags: dict[str, Any], budget_s: float | None
+) -> None:
+    load = load_sweep({"target": ["http://h"], "concurrency": [2]} | flags).loads()[0]
+    assert load.budget_s == budget_s
+    assert load.requests == {"requests": 7, "until": 16 * 192}.get("".join(flags), load.requests)
+
+
+def test_the_probes_of_a_search_have_no_budget() -> None:
+    load = replace(load_sweep({"target": ["http://h"]}), search="concurrency").loads()[0]
+    assert (load.budget_s, load.requests) == (None, 192)
 
 
 def test_loads_as_they_are_told() -> None:
@@ -165,6 +200,7 @@ max_failures = "20%"
 workers = "auto"
 calibrate = false
 agreement = true
+why = true
 baseline = "one"
 slo = { "ttft.p95" = "500ms" }
 out = "here"
@@ -217,6 +253,7 @@ def test_every_key_of_a_file(toml: Any) -> None:
         workers="auto",
         calibrate=False,
         agreement=True,
+        why=True,
         baseline="one",
         slo={"ttft.p95": "500ms"},
         out="here",
@@ -288,17 +325,17 @@ def test_concurrency_and_batch_size_exclude_each_other(toml: Any) -> None:
     assert refusal(one, path) == f"{path}: concurrency and batch_size: give one of the two"
     assert load_sweep(one | {"concurrency": [2]}, toml("batch_size = 4")).batch_size is None
     assert load_sweep(one | {"batch_size": [4]}, toml("concurrency = 2")).loads() == [
-        load_of(4, 128, 128, 192, batch_size=4)
+        load_of(4, 128, 128, batch_size=4, **BY_TIME)
     ]
 
 
 def test_static_batches_are_whole() -> None:
     flags = {"target": ["onnx:d"], "output_tokens": 9, "prompt_tokens": [5]}
     assert load_sweep(flags | {"batch_size": [1, 5, 64]}).loads() == [
-        load_of(1, 5, 9, 192, batch_size=1),
-        load_of(5, 5, 9, 195, batch_size=5),
-        load_of(64, 5, 9, 192, batch_size=64),
+        load_of(n, 5, 9, batch_size=n, **BY_TIME) for n in (1, 5, 64)
     ]
+    search = replace(load_sweep(flags | {"batch_size": [5, 64]}), search="concurrency")
+    assert [load.requests for load in search.loads()] == [195, 192]
     told = {"batch_size": [8], "requests": 17, "warmup": 9}
     assert load_sweep(flags | told).loads() == [load_of(8, 5, 9, 24, batch_size=8, warmup=16)]
     none = {"batch_size": [8], "requests": 16, "warmup": 0}

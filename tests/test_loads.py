@@ -61,15 +61,14 @@ def toml(tmp_path: Path) -> Callable[..., Path]:
     ("rate", "requests", "warmup"),
     [
         ("8", 240, 16),  # half a minute of it, after two seconds
-        ("2", 192, 8),  # never fewer than a p95 needs
-        ("6.4", 192, 13),
+        ("2", 60, 4),
         ("6.41", 193, 13),
         ("8.5", 255, 17),
-        ("0.1", 192, 8),
+        ("0.1", 6, 1),  # never fewer than a median needs
         ("100", 3000, 200),
-        ("ramp(2,32)", 510, 8),  # 17 a second on average; the warm-up is at the first rate
+        ("ramp(2,32)", 510, 4),  # 17 a second on average; the warm-up is at the first rate
         ("ramp(32,2)", 510, 64),
-        ("steps(2,8,32)", 420, 8),  # 14 on average
+        ("steps(2,8,32)", 420, 4),  # 14 on average
     ],
 )
 def test_the_default_load_of_an_open_loop(rate: str, requests: int, warmup: int) -> None:
@@ -82,6 +81,7 @@ def test_the_default_load_of_an_open_loop(rate: str, requests: int, warmup: int)
             duration_s=None,
             warmup=warmup,
             rate=rate,
+            budget_s=30.0 if rate[0].isdigit() else None,
             arrivals="poisson",
             speed=1.0,
             grace_s=30.0,
@@ -613,17 +613,16 @@ def rows(done: Done) -> list[list[str]]:
 
 def test_a_dry_run_of_an_open_loop(dry_run: Callable[..., Done]) -> None:
     done = dry_run("--request-rate", "2,8,ramp(2,8)", "--output-tokens", 20)
-    head, _, *cells, total, guess = rows(done)
+    head, _, *cells, total, enough = rows(done)
     assert head == ["target", "client", "req/s", "prompt", "output", "requests", "about"]
-    # A reply takes 0.5 s + 20 × 25 ms = 1 s, after the arrivals: 8 and 192 at 2/s take 4 and 96 s,
-    # 16 and 240 at 8/s 2 and 30 s, 8 at 2/s and 192 at 5/s 4 and 38 s.
+    # A reply takes 0.5 s + 20 × 25 ms = 1 s, after two seconds of warm-up and 30 s of arrivals.
     assert cells == [
-        words("a wire 2 128 20 192 + 8 2 min"),
+        words("a wire 2 128 20 60 + 4 33 s"),
         words("a wire 8 128 20 240 + 16 33 s"),
-        words("a wire ramp(2,8) 128 20 192 + 8 43 s"),
+        words("a wire ramp(2,8) 128 20 150 + 4 33 s"),
     ]
-    assert " ".join(total) == "3 cells, 656 requests with warm-up, about 3 min"
-    assert " ".join(guess).startswith("guessed with 0.5 s to the first token and 25 ms a token")
+    assert " ".join(total) == "3 cells, by time, about 2 min"
+    assert " ".join(enough).startswith("a cell ends after 30 s, or sooner, when TTFT p50 and")
 
 
 def test_a_dry_run_of_an_open_loop_by_time(dry_run: Callable[..., Done]) -> None:

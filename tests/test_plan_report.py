@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from conftest import Done
+from msgspec.structs import replace
 
 from llmbench.cli import main
 from llmbench.config import load_sweep
-from llmbench.report.plan import duration, render_plan
+from llmbench.report.plan import announcement, duration, render_plan
 
 WORDS = re.compile(r"  +")
 
@@ -32,6 +33,7 @@ def test_a_row_a_cell_and_what_they_come_to() -> None:
         concurrency=[1, 64],
         prompt_tokens=[20],
         output_tokens=20,
+        requests=192,
     )
     # A reply takes 0.5 s + 20 × 25 ms = 1 s. With one stream 1 + 192 replies follow each other;
     # 64 streams take 64 for the warm-up, and three times as many after it: four rounds.
@@ -87,8 +89,27 @@ def test_cells_by_time() -> None:
     assert below == ["1 cell, by time, about 88 s"]
 
 
+def test_cells_with_a_budget_of_time() -> None:
+    table, below = planned(target=["http://a"], concurrency=[2], output_tokens=20)
+    assert table[1][5:] == ["by time + 2", "31 s"]  # a reply of the warm-up, and the time
+    assert below == [
+        "1 cell, by time, about 31 s",
+        "a cell ends after 30 s, or sooner, when TTFT p50 and tok/s are known to within ±5%; "
+        "--requests, --duration or --until say otherwise",
+    ]
+    slow, _ = planned(target=["http://a"], concurrency=[2], output_tokens=980)
+    assert slow[1][6] == "75 s"  # 25 s a reply: one of the warm-up, and two of each stream
+
+
+def test_what_a_sweep_says_before_it_starts() -> None:
+    flags = {"target": ["http://a"], "concurrency": [2, 4], "output_tokens": 20}
+    assert announcement(load_sweep(flags)) == "2 cells, about 62 s"
+    search = replace(load_sweep(flags), search="concurrency")
+    assert announcement(search) == ""
+
+
 def test_static_batches() -> None:
-    table, below = planned(target=["onnx:d"], batch_size=[5], output_tokens=20)
+    table, below = planned(target=["onnx:d"], batch_size=[5], output_tokens=20, requests=192)
     assert table[0][2] == "batch"
     assert table[1] == ["onnx d", "engine", "5", "128", "20", "195 + 5", "40 s"]
     assert below[0] == "1 cell, 200 requests with warm-up, about 70 s"

@@ -2,24 +2,30 @@
 
 A closed loop warms up until enough requests have ended and every stream is under way; an open loop
 until enough have been sent. Then the window opens and requests are measured, until as many have
-been sent as were asked for, or the time is up, or the figures are certain enough. From then on
+been sent as were asked for, or the time is up, or the figures are certain enough. A cell that has
+a budget of time closes its window so early that the replies which it then waits for are within it,
+but not before each stream had two requests, if twice the budget will do for these. From then on
 requests only keep the load up; the cell is over when the last measured one has ended, or when that
 takes longer than the cell's grace.
 """
 
+import math
 import time
+from array import array
 from collections.abc import MutableSequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from msgspec import Struct
 
-from llmbench.plan.until import LOOKS, Until, read_until
+from llmbench.plan.until import FEWEST_A_STREAM, LOOKS, Enough, Seen, Until, read_until
 from llmbench.records import Load, Phase
 
 FAILURES_IN_A_ROW = 10
 FEWEST_FOR_A_SHARE = 20
 MOST_SAMPLES = 1_000_000
+BUDGET_SAMPLES = 4096
+"""So many requests tell whether figures are good enough, if they ever are."""
 
 _PHASES: tuple[Phase, ...] = ("warmup", "measured", "cooldown")
 (
@@ -39,8 +45,10 @@ _PHASES: tuple[Phase, ...] = ("warmup", "measured", "cooldown")
     _LOOKED,
     _CERTAIN,
     _OVER,
-) = range(16)
-SLOTS = 16
+    _GOOD,
+    _GOOD_NS,
+) = range(18)
+SLOTS = 18
 
 
 class Ticket(Struct, frozen=True):
@@ -52,7 +60,7 @@ class Ticket(Struct, frozen=True):
 
 class Board:
     """The counts of one cell, which ``parts`` processes run. ``slots`` are ``SLOTS`` integers, all
-    0, ``samples`` room for the latencies of ``samples_wanted`` requests, and ``lock`` guards them:
+    0, ``samples`` room for ``samples_wanted`` figures, and ``lock`` guards them:
     shared memory and its lock where there are several processes."""
 
     def __init__(
@@ -66,8 +74,11 @@ class Board:
         self._load = load
         self._parts = parts
         self._until: Until | None = read_until(load.until) if load.until else None
+        self._enough: Enough | None = None
+        if load.budget_s is not None:
+            self._enough = Enough(load.budget_s, rates=not load.rate and not load.batch_size)
         self._slots = [0] * SLOTS if slots is None else slots
-        self._samples = [0.0] * samples_wanted(load) if samples is None else samples
+        self._samples = array("d", bytes(8 * samples_wanted(load))) if samples is None else samples
         self._lock = nullcontext() if lock is None else lock
 
     # ── a closed loop asks what to do next ───────────────────────────────────────────────────────
@@ -101,8 +112,9 @@ class Board:
                 return None
             if phase == "measured" and slots[_CERTAIN]:
                 phase = "cooldown"
-            if phase == "measured":
+            if phase == "measured" and slots[_PHASE] == 0:
                 slots[_PHASE] = 1
+                slots[_OPENED] = time.monotonic_ns()
             slots[_TICKETS] += (turns - 1) * (phase == "measured")
             return self._ticket(phase)
 
@@ -131,16 +143,34 @@ class Board:
 
     # ── both ─────────────────────────────────────────────────────────────────────────────────────
 
-    def ended(self, phase: Phase, failed: bool, latency_s: float | None = None) -> str:
-        """A request has ended; why that makes the cell hopeless, where it does."""
+    @property
+    def is_watching(self) -> bool:
+        """Whether the next request that ends may tell that the figures are certain enough."""
+        slots = self._slots
+        return slots[_PHASE] > 0 and slots[_MEASURED] < self._room and not slots[_CERTAIN]
+
+    def ended(
+        self,
+        phase: Phase,
+        failed: bool,
+        latency_s: float | None = None,
+        took_ns: int = 0,
+        brought: int = 0,
+    ) -> str:
+        """A request has ended, whose first token came after ``latency_s``, and which took
+        ``took_ns`` to bring so many bytes; why that makes the cell hopeless, where it does."""
         slots = self._slots
         with self._lock:
             slots[_WARM] += phase == "warmup" and not failed
+            slots[_GOOD] += not failed
+            slots[_GOOD_NS] += 0 if failed else took_ns
             if phase == "measured":
-                if self._until is not None and slots[_MEASURED] < len(self._samples):
-                    self._samples[slots[_MEASURED]] = (
-                        float("inf") if failed or latency_s is None else latency_s
-                    )
+                row = slots[_MEASURED]
+                if row < self._room:
+                    self._samples[row] = math.inf if failed or latency_s is None else latency_s
+                    if self._enough is not None:
+                        self._samples[self._room + row] = math.inf if failed else took_ns / 1e9
+                        self._samples[2 * self._room + row] = brought
                 slots[_MEASURED] += 1
             slots[_FAILED] += failed
             slots[_ENDED] += 1
@@ -181,24 +211,66 @@ class Board:
             slots[_OVER] = 1
 
     def _full(self) -> bool:
-        if self._load.duration_s is None:
-            return self._slots[_TICKETS] >= self._load.requests
-        return time.monotonic_ns() - self._slots[_OPENED] >= self._load.duration_s * 1e9
+        load, slots = self._load, self._slots
+        if load.budget_s is not None and not load.rate:
+            left_s = load.budget_s - self._age_s
+            if left_s <= -load.budget_s or slots[_TICKETS] >= load.requests:
+                return True
+            mean_s = slots[_GOOD_NS] / slots[_GOOD] / 1e9 if slots[_GOOD] else 0.0
+            return self._had_their_share and left_s <= mean_s
+        if load.duration_s is None:
+            return slots[_TICKETS] >= load.requests
+        return self._age_s >= load.duration_s
+
+    @property
+    def _age_s(self) -> float:
+        """For how long the window has been open."""
+        return (time.monotonic_ns() - self._slots[_OPENED]) / 1e9
+
+    @property
+    def _had_their_share(self) -> bool:
+        """Whether there was as much for each stream as a budget is stretched for."""
+        return self._slots[_TICKETS] >= FEWEST_A_STREAM * self._load.concurrency
+
+    @property
+    def _room(self) -> int:
+        """Of how many requests samples are kept."""
+        return len(self._samples) // (1 if self._enough is None else 3)
 
     def _look(self) -> None:
-        """At the declared looks: is the figure certain enough?"""
-        slots, until = self._slots, self._until
-        if until is None or slots[_CERTAIN] or slots[_LOOKED] >= LOOKS:
+        """At the declared looks: are the figures certain enough?"""
+        slots = self._slots
+        if slots[_CERTAIN] or slots[_LOOKED] >= LOOKS:
             return
-        sizes = until.sizes(self._load.requests)
-        if slots[_MEASURED] < sizes[slots[_LOOKED]]:
+        if self._until is not None:
+            certain = self._is_certain(self._until)
+        elif self._enough is not None and slots[_PHASE] == 1:
+            certain = self._is_enough(self._enough)
+        else:
             return
-        while slots[_LOOKED] < LOOKS and sizes[slots[_LOOKED]] <= slots[_MEASURED]:
-            slots[_LOOKED] += 1
-        if until.certain(self._samples[: slots[_MEASURED]]):
+        if certain:
             slots[_CERTAIN] = 1
             slots[_PHASE] = 2
             slots[_CLOSED_NS] = time.monotonic_ns()
+
+    def _is_certain(self, until: Until) -> bool:
+        slots = self._slots
+        sizes = until.sizes(self._load.requests)
+        if slots[_MEASURED] < sizes[slots[_LOOKED]]:
+            return False
+        while slots[_LOOKED] < LOOKS and sizes[slots[_LOOKED]] <= slots[_MEASURED]:
+            slots[_LOOKED] += 1
+        return until.certain(self._samples[: slots[_MEASURED]])
+
+    def _is_enough(self, enough: Enough) -> bool:
+        slots, age_s = self._slots, self._age_s
+        if age_s < enough.due_s(slots[_LOOKED]) or not self._had_their_share:
+            return False
+        while slots[_LOOKED] < LOOKS and enough.due_s(slots[_LOOKED]) <= age_s:
+            slots[_LOOKED] += 1
+        room, count = self._room, min(slots[_MEASURED], self._room)
+        starts = (0, room, 2 * room)
+        return enough.certain(Seen(*(self._samples[n : n + count] for n in starts)), age_s)
 
     def _hopeless(self) -> str:
         slots = self._slots
@@ -245,5 +317,7 @@ class Board:
 
 
 def samples_wanted(load: Load) -> int:
-    """How many latencies a board has to keep."""
+    """How many figures of requests a board has to keep."""
+    if load.budget_s is not None:
+        return 3 * min(load.requests, BUDGET_SAMPLES)
     return min(load.requests + load.concurrency + 1, MOST_SAMPLES) if load.until else 0

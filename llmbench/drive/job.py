@@ -100,9 +100,7 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
         return None if text is None else Message("assistant", text)
 
     def first_token_s(self, trace: Trace) -> float | None:
-        """When the first token came, where the figure is watched while the cell runs."""
-        if not self.facts.load.until:
-            return None
+        """When the first token came; ``None`` where none did."""
         first_ns = first_token_ns(trace, self._api.decode)
         return None if first_ns is None else first_ns / 1e9
 

@@ -44,7 +44,7 @@ class Script(Protocol):
         """The model's answer, to be said back to it in the next turn; ``None`` where it failed."""
 
     def first_token_s(self, trace: Trace) -> float | None:
-        """When the first token came, where the figure is watched while the cell runs."""
+        """When the first token came; ``None`` where none did."""
 
 
 class Loop:
@@ -132,7 +132,10 @@ class Loop:
         self._spool.append(placed)
         failed = bool(trace.error) or trace.status != 200
         if not self.board.over:
-            hopeless = self.board.ended(call.phase, failed, self._script.first_token_s(trace))
+            watched = self.board.is_watching
+            first_token_s = self._script.first_token_s(trace) if watched else None
+            took_ns, brought = trace.end_ns, len(trace.body)
+            hopeless = self.board.ended(call.phase, failed, first_token_s, took_ns, brought)
             if hopeless:
                 self.interrupt(f"stopped {hopeless} ({last_words(trace)})")
         return failed

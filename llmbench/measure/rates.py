@@ -7,7 +7,7 @@ import numpy as np
 
 from llmbench.measure.autocorrelation import autocorrelation_time
 from llmbench.measure.requests import Requests
-from llmbench.measure.statistics import CONFIDENCE, Floats, Ints, Z, freedom_of, student
+from llmbench.measure.statistics import CONFIDENCE, NORMAL, Floats, Ints, freedom_of, student
 from llmbench.measure.steady import grows, in_flight
 from llmbench.records import Cell
 
@@ -76,12 +76,14 @@ def add_rate_intervals(cell: Cell, measured: Requests) -> None:
         ("requests_per_s", measured.good),
     ):
         rate = getattr(cell, name)
-        reach = _reach(brought.astype(np.float64), stays_s, cell.batch_size or 1)
+        reach = rate_reach(brought.astype(np.float64), stays_s, cell.batch_size or 1)
         if rate is not None and reach is not None:
             setattr(cell, f"{name}_ci95", (rate * max(1 - reach, 0.0), rate * (1 + reach)))
 
 
-def _reach(brought: Floats, stays: Floats, unit: int) -> float | None:
+def rate_reach(
+    brought: Floats, stays: Floats, unit: int, confidence: float = CONFIDENCE
+) -> float | None:
     """How far the interval of a rate reaches on each side, as a share of it.
 
     As many requests are in flight all the time, so that a rate is that number times the ratio of
@@ -98,7 +100,8 @@ def _reach(brought: Floats, stays: Floats, unit: int) -> float | None:
     if worth < FEWEST_FOR_A_RATE:
         return None
     variance = float(residuals @ residuals) * count / (count - 1) * times
-    factor = student((1 + CONFIDENCE) / 2, freedom_of(worth)) if times > 1 else Z
+    p = (1 + confidence) / 2
+    factor = student(p, freedom_of(worth)) if times > 1 else NORMAL.inv_cdf(p)
     return factor * float(np.sqrt(variance) / brought.sum())
 
 

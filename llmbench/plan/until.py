@@ -1,23 +1,31 @@
-"""Stop when a figure is certain enough: ``--until ttft.p50=5%``.
+"""Stop when figures are certain enough: as ``--until ttft.p50=5%`` says or, by default, when TTFT
+p50 and tok/s are.
 
 Looking often enough finds any figure certain by chance. So the looks are declared beforehand: five,
 each at twice as many requests as the one before, and each at a fifth of the error (Bonferroni). The
-interval at a look is a 99% one; the cell's own stay 95%.
+interval at a look is a 99% one; the cell's own stay 95%. By default the looks are at sixths of the
+time that the cell has.
 """
 
 import math
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
 
 from llmbench.errors import UserError
 from llmbench.measure.autocorrelation import effective_n
+from llmbench.measure.rates import rate_reach
 from llmbench.measure.statistics import fewest, interval, quantile
 from llmbench.plan.lengths import shown
 
 LOOKS = 5
+ENOUGH = 0.05
+FEWEST_A_STREAM = 2
+"""A closed loop that has a budget of time goes on until each stream had so many requests."""
+
 _ERROR = 0.05
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _RULE = re.compile(r"(?:ci|(ttft)\.(p\d+))\s*=\s*(\d+(?:\.\d+)?)%")
@@ -65,6 +73,41 @@ class Until(Struct, frozen=True):
         asked = f"TTFT {self.quantile} within ±{100 * self.share:g}%"
         seen = f"{reached} (99%) by {len(samples)} requests"
         return f"{asked} {fate} at look {looked} of {LOOKS}: {seen}"
+
+
+class Seen(NamedTuple):
+    """What a cell saw of the requests that ended, in the order of time: their TTFT and how long
+    they took, in seconds (+∞ where they failed), and what they brought, in any unit."""
+
+    ttft_s: Sequence[float]
+    took_s: Sequence[float]
+    brought: Sequence[float]
+
+
+class Enough(Struct, frozen=True):
+    """TTFT p50 and, of a closed loop, tok/s within ±5%. Where p95 would have an interval by the end
+    of the time too, that is waited for."""
+
+    budget_s: float
+    rates: bool
+
+    def due_s(self, look: int) -> float:
+        """When look number ``look`` (from 0) is, from the opening of the window."""
+        return self.budget_s * (look + 1) / (LOOKS + 1)
+
+    def certain(self, seen: Seen, age_s: float) -> bool:
+        """Whether what was ``seen`` until ``age_s`` is enough."""
+        count, wanted = len(seen.ttft_s), fewest(_QUANTILES["p95"])
+        if count < wanted <= count * self.budget_s / age_s:
+            return False
+        if not Until("p50", ENOUGH).certain(seen.ttft_s):
+            return False
+        if not self.rates:
+            return True
+        took_s, brought = np.asarray(seen.took_s), np.asarray(seen.brought)
+        good = np.isfinite(took_s)
+        reach = rate_reach(brought[good], took_s[good], 1, 1 - _ERROR / LOOKS)
+        return reach is not None and reach <= ENOUGH
 
 
 def read_until(text: str, where: str = "--until") -> Until:

@@ -17,18 +17,18 @@ class LiveView:
         self._bar: Any = None  # tqdm; its stubs want the items that it would wrap
 
     def say(self, line: str) -> None:
-        if self.live:
+        if self.live and line:
             tqdm.write(line, file=sys.stderr)
 
     def progress(self, label: str, load: Load, board: Board) -> None:
         if self._bar is None:
             self._bar = tqdm(
-                total=load.requests if load.rate != TRACE else None,
+                total=load.requests if _is_counted(load) else None,
                 file=sys.stderr,
                 leave=False,
                 dynamic_ncols=True,
                 bar_format="{n_fmt}/{total_fmt} {elapsed} {bar:10} {desc}{postfix}"
-                if load.rate != TRACE
+                if _is_counted(load)
                 else "{n_fmt} {elapsed} {desc}{postfix}",
             )
         self._bar.set_description_str(
@@ -43,6 +43,11 @@ class LiveView:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _is_counted(load: Load) -> bool:
+    """Whether it is known how many requests there will be."""
+    return load.rate != TRACE and load.duration_s is None and load.budget_s is None
 
 
 def _words(load: Load) -> str:

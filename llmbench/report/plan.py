@@ -10,13 +10,13 @@ from llmbench.plan.arrivals import read_rate
 from llmbench.plan.grid import grid
 from llmbench.plan.lengths import read_seconds
 from llmbench.plan.search import LEAST_REQUESTS, MOST_PROBES, MOST_REQUESTS
-from llmbench.plan.until import LOOKS
+from llmbench.plan.until import ENOUGH, FEWEST_A_STREAM, LOOKS
 from llmbench.records import TRACE, CellFacts, Load
 from llmbench.report.table import wrapped
 
 GUESSED_TOKEN_S = 0.025
 GUESSED_FIRST_TOKEN_S = 0.5
-START_S = 30.0
+START_S, EMBEDDED_START_S = 30.0, 5.0
 """Nobody knows a target's speed before it has run: the estimate states these guesses."""
 
 
@@ -119,26 +119,54 @@ def _spread(spread: Spread) -> str:
 
 def _summary(sweep: Sweep, cells: list[CellFacts], found: Survey | None) -> list[str]:
     starting = [target.name for target in sweep.targets() if target.engine]
-    total_s = sum(seconds(cell, found) for cell in cells) + START_S * len(starting)
     requests = sum(_measured(cell.load, found) + cell.load.warmup for cell in cells)
-    by_time = any(cell.load.duration_s is not None for cell in cells)
+    budgets_s = {cell.load.budget_s for cell in cells} - {None}
+    by_time = bool(budgets_s) or any(cell.load.duration_s is not None for cell in cells)
     sent = "by time" if by_time else f"{requests:,} requests with warm-up"
-    counted = f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}"
-    lines = [f"{counted}, {sent}, about {duration(total_s)}"]
+    lines = [f"{_counted(cells)}, {sent}, about {duration(total_s(sweep, cells, found))}"]
+    if budgets_s:
+        spans = " or ".join(f"{each:g} s" for each in sorted(filter(None, budgets_s)))
+        lines.append(
+            f"a cell ends after {spans}, or sooner, when TTFT p50 and tok/s are known to within "
+            f"±{ENOUGH:.0%}; --requests, --duration or --until say otherwise"
+        )
     if not by_time:
         lines.append(
             f"guessed with {GUESSED_FIRST_TOKEN_S:g} s to the first token and "
             f"{GUESSED_TOKEN_S * 1e3:g} ms a token; a slow engine takes longer"
         )
     if starting:
-        lines.append(f"starts {', '.join(starting)}: {START_S:g} s each in the estimate")
+        lines.append(f"starts {', '.join(starting)}: {_start_s(sweep):g} s each in the estimate")
     return lines
+
+
+def announcement(sweep: Sweep) -> str:
+    """What a sweep says before it starts: ``3 cells, about 75 s``; nothing where nobody knows."""
+    if sweep.search:
+        return ""
+    cells = grid(sweep)
+    whole_s = total_s(sweep, cells)
+    return _counted(cells) + ("" if math.isnan(whole_s) else f", about {duration(whole_s)}")
+
+
+def total_s(sweep: Sweep, cells: list[CellFacts], found: Survey | None = None) -> float:
+    """About how long all ``cells`` take, with starting what is to be started."""
+    starts_s = _start_s(sweep) * sum(bool(target.engine) for target in sweep.targets())
+    return starts_s + sum(seconds(cell, found) for cell in cells)
+
+
+def _start_s(sweep: Sweep) -> float:
+    return EMBEDDED_START_S if sweep.is_embedded else START_S
+
+
+def _counted(cells: list[CellFacts]) -> str:
+    return f"{len(cells)} {'cell' if len(cells) == 1 else 'cells'}"
 
 
 def _requests(cell: CellFacts, found: Survey | None) -> str:
     load = cell.load
-    measured = "by time" if load.duration_s is not None else str(_measured(load, found))
-    return f"{measured} + {load.warmup}"
+    by_time = load.duration_s is not None or (load.budget_s is not None and not load.rate)
+    return f"{'by time' if by_time else _measured(load, found)} + {load.warmup}"
 
 
 def _measured(load: Load, found: Survey | None) -> int:
@@ -163,6 +191,9 @@ def seconds(cell: CellFacts, found: Survey | None = None) -> float:
     warmup_s = -(-load.warmup // load.concurrency) * reply_s
     if load.duration_s is not None:
         return warmup_s + load.duration_s + reply_s
+    if load.budget_s is not None:
+        fewest_s = min(FEWEST_A_STREAM * reply_s, 2 * load.budget_s)
+        return warmup_s + max(load.budget_s, fewest_s)
     return warmup_s + -(-load.requests // load.concurrency) * reply_s
 
 

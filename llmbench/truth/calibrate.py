@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from llmbench import __version__, host
 from llmbench.apis import APIS
 from llmbench.cache import cache_folder
-from llmbench.config import Sweep
+from llmbench.config import FEWEST_REQUESTS, Sweep
 from llmbench.drive.sweep import SilentView, SweepRun, View
 from llmbench.errors import Unmeasurable
 from llmbench.measure.timeline import decode
@@ -56,6 +56,8 @@ def run(
     duration_s: float | None = None,
 ) -> CalibrationRun:
     """Measure a truth server that plays ``script``. Raises ``Unmeasurable`` if nothing came."""
+    if requests is None and duration_s is None:
+        requests = max(FEWEST_REQUESTS, 2 * concurrency)
     with tempfile.TemporaryDirectory(prefix="llmbench-") as folder, TruthServer(script) as server:
         sweep = Sweep(
             target=[server.url],
