@@ -3,6 +3,7 @@
 import argparse
 import io
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -102,12 +103,14 @@ def _measure(settings: "Sweep", runner: "Runs | None" = None, *, quiet: bool = F
     view = LiveView()
     view.say(announcement(settings))
     run = (runner or SweepRun)(directory, view)
+    began_s = time.monotonic()
     try:
         run.run()
         if settings.calibrate and not run.interrupted:
             from llmbench.truth.calibrate import calibrate_cells
 
-            calibrate_cells(directory, run.single_cells, view)
+            elapsed_s = time.monotonic() - began_s
+            calibrate_cells(directory, run.single_cells, view, elapsed_s)
     finally:
         directory.save_summary(run.cells)
         if not quiet:
@@ -267,7 +270,7 @@ def calibrate(args: argparse.Namespace) -> int:
     """Measure a server with known send times, and print how far off the ruler is."""
     from llmbench.report.calibration import render_calibration
     from llmbench.report.live import LiveView
-    from llmbench.truth.calibrate import run
+    from llmbench.truth.calibrate import ENOUGH_TO_KEEP, keep, run
     from llmbench.truth.script import Script
 
     script = Script(ttft_ms=args.ttft_ms, itl_ms=args.itl_ms, output_tokens=args.output_tokens)
@@ -277,6 +280,8 @@ def calibrate(args: argparse.Namespace) -> int:
         for client in args.client:
             view.say(f"measuring {concurrency} streams with {client}")
             runs.append(run(client, concurrency, script, requests=args.requests))
+            if runs[-1].errors.ttft.n >= ENOUGH_TO_KEEP:
+                keep(runs[-1], script.itl_ms)
     if args.format == "json":
         import msgspec
 

@@ -272,9 +272,11 @@ EXAMINATIONS: tuple[Callable[[], Iterator[Finding]], ...] = (
 def calibrations(*, forget: bool) -> Iterator[Finding]:
     """Those in the cache; one that was taken on a busy day widens every ± until it is forgotten."""
     folder = cache_folder() / "calibration"
-    stored = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    stored = sorted(folder.rglob("*.json")) if folder.is_dir() else []
     if not forget:
-        advice = "--forget-calibrations measures them again" if stored else ""
+        advice = "llmbench calibrate measures how far off this machine's stamps are"
+        if stored:
+            advice = "--forget-calibrations measures them again"
         yield Finding("calibrations", "info", f"{len(stored)} in {folder}", advice)
         return
     try:

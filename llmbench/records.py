@@ -212,13 +212,15 @@ class Health(Struct, frozen=True, kw_only=True):
 
 
 class Calibration(Struct, frozen=True, kw_only=True):
-    """What a client was off by, in ms at ``p50``, ``p95`` and ``p99``, against known send times."""
+    """What a client was off by, in ms at ``p50``, ``p95`` and ``p99``, against known send times: of
+    ``concurrency`` streams with ``gap_ms`` between the events of each."""
 
     client: str
     concurrency: int
     events_per_s: float
     ttft_error_ms: dict[str, float]
     itl_error_ms: dict[str, float]
+    gap_ms: float | None = None
 
 
 class ServerTime(Struct, frozen=True):
