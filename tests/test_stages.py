@@ -26,6 +26,7 @@ from llmbench.records import (
     Cell,
     CellFacts,
     Counts,
+    Estimate,
     Load,
     Phase,
     RequestMetrics,
@@ -432,15 +433,21 @@ def cell(target: str = "h:8000", concurrency: int = 8, **fields: Any) -> Cell:
 
 
 def rows(cells: list[Cell]) -> list[list[str]]:
-    """The rows of the table, without heads and notes; what has one space in it is one text."""
-    lines = [line for line in render_stages(cells, "table").splitlines() if line]
-    rule = next(n for n, line in enumerate(lines) if set(line) == {"-", " "})
-    return [re.split(r" {2,}", line.strip()) for line in lines[rule + 1 : rule + 1 + len(cells)]]
+    """The rows of the table, without heads and notes."""
+    lines = render_stages(cells, "markdown").splitlines()[2 : 2 + len(cells)]
+    return [[each.strip() for each in line.split("|")[1:-1]] for line in lines]
+
+
+def heads(cells: list[Cell]) -> list[str]:
+    """The columns after those that say the load."""
+    head = render_stages(cells, "markdown").splitlines()[0]
+    return [each.strip() for each in head.split("|")[4:-1]]
 
 
 def test_a_row() -> None:
-    figures = ["3.25", "1,000", "—", "12.3", "100", "830", "57.7", "decode 83%", "metrics"]
-    assert rows([cell()]) == [["h:8000", "8", "128", *figures]]
+    figures = ["0.25", "0.50", "2.50", "42.0", "1,000", "12.3", "100", "830", "57.7"]
+    row = cell(ttft_ms=Block(n=80, mean=42.0))
+    assert rows([row]) == [["h:8000", "8", "128", *figures, "decode 83%", "metrics"]]
 
 
 def test_every_stage_is_a_column() -> None:
@@ -450,14 +457,30 @@ def test_every_stage_is_a_column() -> None:
     assert row[3:] == ["—", *figures, "prefill 40%", "timings"]
 
 
-def test_what_nobody_told_is_a_dash() -> None:
-    silent = cell(stages_ms=None, stages_source=None, connect_ms=None)
-    assert rows([silent])[0][3:] == ["—"] * 9
+def test_a_server_that_tells_nothing_has_the_clients_stages() -> None:
+    e2e, ttft = Block(n=80, mean=400.0), Block(n=80, mean=90.0)
+    silent = cell(stages_ms=None, stages_source=None, ttft_ms=ttft, e2e_ms=e2e)
+    assert heads([silent]) == ["DNS ms", "TCP ms", "TLS ms", "TTFT ms", "e2e ms"]
+    assert rows([silent])[0][3:] == ["0.25", "0.50", "2.50", "90.0", "400"]
     text = render_stages([silent], "table")
-    assert "h:8000 at 8: no stages: " in text
-    assert "e2e: " not in text
-    unknown = CONNECT | {"tls": Block(n=2)}
-    assert rows([cell(connect_ms=unknown)])[0][3] == "—"
+    assert "h:8000 at 8: no stages of the server: " in text
+    assert "other: " not in text
+    # From when it was sent, and not from when it was due.
+    late = {"ttft_from_sent_ms": Block(n=80, mean=9.0), "e2e_from_sent_ms": Block(n=80, mean=40.0)}
+    assert rows([cell(stages_ms=None, ttft_ms=ttft, e2e_ms=e2e, **late)])[0][6:8] == [
+        "9.00",
+        "40.0",
+    ]
+
+
+def test_connecting_shows_the_stages_that_there_were() -> None:
+    """Without TLS there is none, and a proxy only where there was one. Few connections will do for
+    a median."""
+    few = {"dns": 0.25, "tcp": 0.5, "tls": 0.0, "proxy": 12.0}
+    known = {name: Block(n=2, estimates={"p50": Estimate(ms)}) for name, ms in few.items()}
+    assert heads([cell(connect_ms=known, stages_ms=None)])[:3] == ["DNS ms", "TCP ms", "proxy ms"]
+    assert rows([cell(connect_ms=known)])[0][3:6] == ["0.25", "0.50", "12.0"]
+    assert heads([cell(connect_ms=None, stages_ms=None)]) == ["TTFT ms", "e2e ms"]
 
 
 @pytest.mark.parametrize("style", ["table", "markdown"])
@@ -471,7 +494,7 @@ def test_no_figure_of_an_invalid_cell(style: str) -> None:
     assert "777" not in text
     assert "2,331" not in text
     assert "h:8000 at 8: INVALID, the client was late" in text
-    assert rows([wrong])[0][3:] == ["✗", *["—"] * 8]
+    assert rows([wrong])[0][3:] == ["✗", "✗", "✗", "—", "✗"]
 
 
 def test_a_server_that_accounts_for_too_much() -> None:
@@ -497,7 +520,7 @@ def test_the_sources_are_explained() -> None:
 
 def test_markdown() -> None:
     head, rule, row, _, *below = render_stages([cell()], "markdown").splitlines()
-    assert re.split(r" *\| *", head)[1:5] == ["target", "conc.", "prompt tokens", "connect ms"]
+    assert re.split(r" *\| *", head)[1:5] == ["target", "conc.", "prompt tokens", "DNS ms"]
     assert set(rule) <= set("|-:")
     assert row.count("|") == head.count("|")
     assert all(line.startswith("- ") for line in below)

@@ -9,20 +9,27 @@ from llmbench.report.notes import places
 from llmbench.report.table import as_markdown, as_text
 
 PARTS = (*STAGES, "other")
+CONNECTING = {"DNS": "dns", "TCP": "tcp", "proxy": "proxy", "TLS": "tls"}
 
 
 def render_stages(cells: Sequence[Cell], style: str) -> str:
     """One row a cell, with notes below; ``style`` is ``table`` or ``markdown``."""
     render = as_markdown if style == "markdown" else as_text
-    return render([*load_columns(cells), *_columns()], cells, _notes(cells))
+    return render([*load_columns(cells), *_columns(cells)], cells, _notes(cells))
 
 
-def _columns() -> list[Column]:
+def _columns(cells: Sequence[Cell]) -> list[Column]:
+    """The stages that any of ``cells`` has: of connecting, as the client saw requests, and as the
+    server accounts for them."""
+    connecting = [name for name in CONNECTING if any(_opening(cell, name) for cell in cells)]
+    told = [part for part in PARTS if any(part in _shown(cell) for cell in cells)]
+    server = [Column("largest", _largest), Column("source", _source, spare=1)]
     return [
-        Column("connect\nms", _connect),
-        *(_stage(stage) for stage in ("e2e", *PARTS)),
-        Column("largest", _largest),
-        Column("source", _source, spare=1),
+        *(_connect(name) for name in connecting),
+        Column("TTFT\nms", lambda cell: figure(cell, _ttft_ms(cell)), spare=2),
+        Column("e2e\nms", lambda cell: figure(cell, _e2e_ms(cell))),
+        *map(_stage, told),
+        *(server if told else ()),
     ]
 
 
@@ -35,11 +42,26 @@ def _shown(cell: Cell) -> dict[str, float]:
     return (cell.stages_ms or {}) if cell.verdict != "invalid" else {}
 
 
-def _connect(cell: Cell) -> str:
-    """The medians of DNS, TCP and TLS together."""
-    medians = [block.p50 for block in (cell.connect_ms or {}).values()]
-    known = [median for median in medians if median is not None]
-    return figure(cell, sum(known) if known and len(known) == len(medians) else None)
+def _connect(name: str) -> Column:
+    return Column(f"{name}\nms", lambda cell: figure(cell, _opening(cell, name)), spare=3)
+
+
+def _opening(cell: Cell, name: str) -> float | None:
+    """The median of a stage of connecting."""
+    block = (cell.connect_ms or {}).get(CONNECTING[name])
+    return block.estimate("p50") if block is not None else None
+
+
+def _ttft_ms(cell: Cell) -> float | None:
+    """The mean from sent to the first token."""
+    block = cell.ttft_from_sent_ms or cell.ttft_ms
+    return block.mean if block is not None else None
+
+
+def _e2e_ms(cell: Cell) -> float | None:
+    """The mean from sent to the last token, or to the end where nothing is held against it."""
+    block = cell.e2e_from_sent_ms or cell.e2e_ms
+    return (cell.stages_ms or {}).get("e2e", block.mean if block is not None else None)
 
 
 def _largest(cell: Cell) -> str:
@@ -67,7 +89,7 @@ def _of_cells(cells: Sequence[Cell]) -> list[str]:
             for reason in cell.reasons:
                 lines.setdefault(f"INVALID, {reason}", []).append(cell)
         elif not _shown(cell):
-            line = "no stages: neither the replies nor the server's metrics tell of these requests"
+            line = "no stages of the server: neither replies nor metrics tell of these requests"
             lines.setdefault(line, []).append(cell)
         elif _shown(cell)["other"] < 0:
             line = "the server accounts for more time than the client saw: do not trust its stages"
@@ -91,10 +113,12 @@ def _own_e2e(cells: Sequence[Cell]) -> list[str]:
 def _legend(cells: Sequence[Cell]) -> list[str]:
     sources = {_source(cell) for cell in cells}
     lines = []
+    if any(_e2e_ms(cell) is not None for cell in cells):
+        lines.append("TTFT, e2e: means of the client's, from sent to the first and the last token")
     if sources != {NOT_MEASURED}:
         lines.append(
-            "e2e: mean of the client's, from sent to the last token; other: what of it is in no "
-            "stage of the server's: network, HTTP and whatever the server does not time"
+            "other: what of e2e is in no stage of the server's: network, HTTP and whatever the "
+            "server does not time"
         )
     if "timings" in sources:
         lines.append(
@@ -104,6 +128,6 @@ def _legend(cells: Sequence[Cell]) -> list[str]:
         lines.append(
             "metrics: the server's own; these and their e2e include the warm-up's requests"
         )
-    if any(_connect(cell) != NOT_MEASURED for cell in cells):
-        lines.append("connect: median of DNS + TCP + TLS, once a connection and not in e2e")
+    if connecting := [name for name in CONNECTING if any(_opening(cell, name) for cell in cells)]:
+        lines.append(f"{', '.join(connecting)}: medians, once a connection and not in e2e")
     return lines
