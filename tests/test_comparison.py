@@ -416,8 +416,8 @@ def test_the_ruler_is_never_silent() -> None:
     for each in cells:
         each.ruler = Ruler(stamps="kernel", ttft_error_ms={"p50": 0.25, "p95": 0.1})
     text = render_table(cells).replace("\n  ", " ")
-    assert "from a figure; the ruler itself can be off by 0.25 ms at most\n" in text
-    assert "±: how far" in render_table([cells[0]])
+    assert "±: 95% interval; the ruler itself can be off by 0.25 ms at most\n" in text
+    assert "ruler ±: how far" in render_table([cells[0]])
 
 
 def test_a_rate_of_an_invalid_cell_is_none() -> None:

@@ -320,12 +320,11 @@ def test_reasons_come_with_their_verdict() -> None:
         cell("b", verdict="partial", reasons=["interrupted"], requests=counts),
         cell("c"),
     ]
-    assert notes(cells).lines[:5] == [
+    assert notes(cells).lines[:4] == [
         "a at 8: INVALID, late",
         "a at 8: INVALID, throttled",
         "b at 8: PARTIAL, interrupted",
-        "b at 8: failed: 7 × reset (by peer)",
-        "b at 8: failed: 1 × empty",
+        "b at 8: failed: 7 × reset (by peer), 1 × empty",
     ]
 
 
@@ -339,7 +338,8 @@ def test_the_legend_says_what_the_load_was() -> None:
 
 def test_only_marks_that_stand_in_the_table_are_explained() -> None:
     def marks(*cells: Cell) -> list[str]:
-        return [line[0] for line in notes(cells).legend if line[1:3] == ": "]
+        parts = [part for line in notes(cells).legend for part in line.split("; ")]
+        return [part[0] for part in parts if part[1:3] == ": "]
 
     few = Block(n=40, p50=12.0, estimates={"p95": Estimate(67.0, 50.0, None)})
     unseen = Block(n=40, p50=12.0, estimates={"p95": Estimate(None, 50.0, None)})
@@ -380,18 +380,32 @@ def test_lines_that_differ_in_numbers_alone_are_one() -> None:
     ]
 
 
+def below(cell: Cell, most_lines: int | None = 8) -> list[str]:
+    return render_table([cell], most_lines=most_lines).splitlines()[4:]
+
+
 def test_few_lines_stand_below_a_table() -> None:
     names = [f"cause {letter} of {letter}" for letter in "abcdefghijkl"]
-    odd = [cell(notes=names)]
-    below = render_table(odd, most_lines=8).splitlines()[4:]
-    assert len(below) == 8
-    assert below[5] == "h:8000 at 8: cause f of f"
-    assert below[6] == "6 more lines: --why"
-    assert below[7].startswith("closed loop: ")
-    assert len(render_table(odd).splitlines()[4:]) == 13
-    assert "more line" not in render_table([cell(notes=names[:7])], most_lines=8)
-    markdown = render_markdown(odd, most_lines=8).partition("\n\n")[2].splitlines()
+    told = below(cell(notes=names))
+    assert len(told) == 8
+    assert told[5] == "h:8000 at 8: cause f of f"
+    assert told[6] == "6 more lines: --why"
+    assert told[7].startswith("closed loop: ")
+    assert len(below(cell(notes=names), None)) == 13
+    assert "more line" not in "".join(below(cell(notes=names[:7])))
+    markdown = render_markdown([cell(notes=names)], most_lines=8).partition("\n\n")[2].splitlines()
     assert [len(markdown), markdown[6]] == [8, "- 6 more lines: --why"]
+
+
+def test_the_most_pressing_line_is_shown_however_long_it_is() -> None:
+    told = below(cell(verdict="invalid", reasons=["late " * 200], notes=["odd"]))
+    assert len(told) == 8
+    assert told[0].startswith("h:8000 at 8: INVALID, late late")
+    assert told[4].endswith(" late …")
+    assert told[5] == "1 more line: --why"
+    assert max(map(len, told)) <= 100
+    alone = below(cell(verdict="invalid", reasons=["late " * 200]))
+    assert (alone[5], len(alone)) == ("the rest: --why", 8)
 
 
 def test_what_another_client_adds() -> None:

@@ -52,8 +52,7 @@ def _reasons(cell: Cell, facts: CellFacts) -> list[str]:
         lost = facts.stored and not cell.requests.sent  # and the ruler says so
         return ["" if facts.stopped or lost else "no request succeeded"]
     return [
-        _nothing_timed(cell, facts),
-        _held_back(cell, facts),
+        _nothing_timed(cell, facts) or _held_back(cell, facts),
         _sent_late(cell) if facts.load.rate else _underloaded(cell, facts),
         _miscounted(cell),
         *(_unhealthy(facts.health) if facts.health else ()),

@@ -25,32 +25,47 @@ from llmbench.report.differences import (
 )
 from llmbench.report.targets import target_lines
 
+ROOM = 98
+"""Characters of a line that is cut short; two more say so."""
+
 MOST_LINES = 8
 """Below a table stand no more lines than these, unless all are asked for."""
 
 
 class Notes(NamedTuple):
-    """What stands below a table: first ``lines``, which may be cut short, then the ``legend``."""
+    """What stands below a table: first ``lines``, the most pressing first, then the ``legend``."""
 
     lines: list[str]
     legend: list[str]
 
-    def shown(self, height: Callable[[str], int], most: int | None) -> list[str]:
-        """As many lines as ``most`` have room for, each ``height`` high; all where it is ``None``.
-        The last says how many are missing."""
-        whole = [*self.lines, *self.legend]
-        if most is None or sum(map(height, whole)) <= most:
+    def shown(self, wrap: Callable[[str], str], most: int | None) -> list[str]:
+        """As many lines as ``most`` have room for when they are wrapped; all where it is ``None``.
+        The first of those that there is no room for is cut short, the last line says how many
+        more there are."""
+        whole = [wrap(line) for line in (*self.lines, *self.legend)]
+        if most is None or sum(map(_height, whole)) <= most:
             return whole
-        kept: list[str] = []
-        left = most - sum(map(height, self.legend)) - 1
-        for line in self.lines:
-            left -= height(line)
-            if left < 0:
+        kept, legend = whole[: len(self.lines)], whole[len(self.lines) :]
+        left = max(most - sum(map(_height, legend)) - 1, 1)
+        shown: list[str] = []
+        for text in kept:
+            if left <= 0:
                 break
-            kept.append(line)
-        missing = len(self.lines) - len(kept)
-        more = f"{missing} more {'line' if missing == 1 else 'lines'}: --why"
-        return [*kept, more, *self.legend]
+            shown.append(text if _height(text) <= left else _cut(text, left))
+            left -= _height(text)
+        missing = len(kept) - len(shown)
+        more = f"{missing} more {'line' if missing == 1 else 'lines'}" if missing else "the rest"
+        return [*shown, f"{more}: --why", *legend]
+
+
+def _height(text: str) -> int:
+    return text.count("\n") + 1
+
+
+def _cut(text: str, lines: int) -> str:
+    """The first ``lines`` of ``text``, with a sign that there is more."""
+    *first, last = text.split("\n")[:lines]
+    return "\n".join((*first, f"{last[:ROOM]} …"))
 
 
 def notes(
@@ -111,9 +126,12 @@ def _reasons(cell: Cell) -> Iterable[str]:
 
 
 def _failures(cell: Cell) -> Iterable[str]:
+    kinds = []
     for kind, count in cell.requests.failures.items():
         words = cell.requests.details.get(kind)
-        yield f"failed: {count} × {kind}" + (f" ({words})" if words else "")
+        kinds.append(f"{count} × {kind}" + (f" ({words})" if words else ""))
+    if kinds:
+        yield f"failed: {', '.join(kinds)}"
 
 
 def _objectives(cell: Cell) -> Iterable[str]:
@@ -231,22 +249,23 @@ def _legend(cells: Sequence[Cell], left_out: Sequence[str]) -> list[str]:
         failed = "; no request failed" if "failed" in left_out else ""
         lines.append(_conditions(cells) + failed)
     errors_ms = [error for cell in cells if (error := ruler_error_ms(cell)) is not None]
+    told = []
     if errors_ms and RULER.name in left_out:
-        lines.append(
-            "±: how far the 95% interval reaches from a figure; the ruler itself can be off by "
-            f"{max(errors_ms):.2f} ms at most"
-        )
+        told = [
+            "±: 95% interval",
+            f"the ruler itself can be off by {max(errors_ms):.2f} ms at most",
+        ]
     elif errors_ms:
-        lines.append(
-            "±: how far the 95% interval reaches from a figure; ruler ±: how far off the ruler is"
-        )
+        told = ["±: 95% interval", "ruler ±: how far off the ruler itself can be"]
     marks = {mark for cell in cells for mark in marks_of(cell)}
+    if UNTIMED in marks:
+        told.append("✗: not to be stood behind")
+    if ABOVE in marks:
+        told.append(">: longer than was seen")
+    if told:
+        lines.append("; ".join(told))
     if UNSURE in marks:
         lines.append("?: too few independent requests for a 95% interval (--why: how many more)")
-    if ABOVE in marks:
-        lines.append(">: longer than that; requests were cut off before more could be seen")
-    if UNTIMED in marks:
-        lines.append("✗: measured, but not to be stood behind; a line above says why")
     return lines
 
 

@@ -35,7 +35,7 @@ def render_table(
 
     def below(marked: bool, left_out: Sequence[str]) -> list[str]:
         found = notes(cells, mark=MARK * marked, baseline=baseline, left_out=left_out)
-        return found.shown(lambda line: wrapped(line).count("\n") + 1, most_lines)
+        return found.shown(lambda line: wrapped(_widened(line)), most_lines)
 
     return _terminal(columns(cells, baseline), cells, below)
 
@@ -48,14 +48,15 @@ def render_markdown(
 
     def below(marked: bool) -> list[str]:
         found = notes(cells, mark="**bold**" * marked, baseline=baseline)
-        return found.shown(lambda _: 1, most_lines)
+        return found.shown(str, most_lines)
 
     return _markdown(columns(cells, baseline), cells, below)
 
 
 def as_text(chosen: Sequence[Column], cells: Sequence[Cell], below: Sequence[str]) -> str:
     """``chosen`` columns of ``cells`` for a terminal, with the lines ``below`` it."""
-    return _terminal(chosen, cells, lambda marked, left_out: below)
+    wide = [wrapped(_widened(line)) for line in below]
+    return _terminal(chosen, cells, lambda marked, left_out: wide)
 
 
 def as_markdown(chosen: Sequence[Column], cells: Sequence[Cell], below: Sequence[str]) -> str:
@@ -74,8 +75,7 @@ def _terminal(
     )
     texts = {column: list(map(_widened, texts[column])) for column in texts}
     table, left_out = _fitted(_with_intervals(texts, groups), texts)
-    lines = (wrapped(_widened(line)) for line in below(marked, left_out))
-    whole = "\n".join((_parted(table, groups), *lines))
+    whole = "\n".join((_parted(table, groups), *below(marked, left_out)))
     return whole.replace(_SECOND_COLUMN, "").replace(_NO_MARK, " ") + "\n"
 
 
