@@ -15,8 +15,8 @@ from llmbench.drive.aiohttp_client import AiohttpClient
 from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import endpoint
+from llmbench.drive.limits import Limits
 from llmbench.drive.openai_client import OpenAIClient
-from llmbench.drive.timeouts import Timeouts
 from llmbench.drive.wire import WireClient
 from llmbench.measure.metrics import measure
 from llmbench.measure.timeline import decode
@@ -40,11 +40,11 @@ async def connected(
     client: Client
     match name:
         case "aiohttp":
-            client = AiohttpClient(where, path, timeout_s, clock)
+            client = AiohttpClient(where, path, Limits(timeout_s), clock)
         case "openai":
-            client = OpenAIClient(where, path, timeout_s, clock)
+            client = OpenAIClient(where, path, Limits(timeout_s), clock)
         case _:
-            client = WireClient(where, path, [0], Timeouts(timeout_s), clock)
+            client = WireClient(where, path, [0], Limits(timeout_s), clock)
     try:
         await client.open()
         yield client
