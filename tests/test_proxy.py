@@ -277,7 +277,7 @@ async def test_netrc_is_never_read(
 # ── the commands ─────────────────────────────────────────────────────────────────────────────────
 
 FEW = ("--concurrency", 2, "--requests", 4, "--prompt-tokens", 16, "--output-tokens", 5)
-FEW = (*FEW, "--no-calibrate", "--format", "json")
+FEW = (*FEW, "--warmup", 0, "--no-calibrate", "--format", "json")
 
 
 def all_came(done: Done) -> int:
@@ -302,7 +302,7 @@ def test_a_sweep_through_a_proxy(
     assert all_came(done) == 3
     wire = done.cells[0]
     assert wire["client"] == "wire"
-    assert wire["connect_ms"]["proxy"]["p50"] > 0
+    assert wire["connect_ms"]["proxy"]["max"] > 0
     assert {seen.headers.get("proxy-authorization") for seen in proxy.seen} == {f"Basic {BASIC}"}
     kept = [path.read_text() for path in run_dir.rglob("*") if path.is_file()]
     assert len(kept) >= 3
