@@ -370,7 +370,7 @@ class _Reply:
         return self._limits.exceeded(self.size, len(self.reads))
 
     def beginning(self) -> "_Reply":
-        """The first bytes of the reply, as a reply of their own."""
+        """The first bytes of the reply, as a reply of their own; this one is over."""
         first, ours, left = _Reply(self._limits), self.recording, KEPT_BYTES
         first.recording.connect = ours.connect
         first.recording.sent_ns, first.recording.send_ns = ours.sent_ns, ours.send_ns
@@ -379,6 +379,7 @@ class _Reply:
             left -= len(data)
             if left <= 0:
                 break
+        self._parser = None  # as in ``seal``
         return first
 
     def parse(self) -> bool:
