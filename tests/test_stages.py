@@ -443,6 +443,16 @@ def test_a_row() -> None:
     assert rows([cell()]) == [["h:8000", "8", "128", *figures]]
 
 
+def test_a_proxy_is_part_of_connecting() -> None:
+    proxied = CONNECT | {"proxy": Block(n=8, p50=1.5, max=2.0)}
+    text = render_stages([cell(connect_ms=proxied)], "markdown")
+    assert rows([cell(connect_ms=proxied)])[0][3] == "4.75"
+    assert "connect: median of DNS + TCP + proxy + TLS, once" in text
+    without = CONNECT | {"proxy": Block(n=8, p50=0.0, max=0.0)}
+    assert rows([cell(connect_ms=without)])[0][3] == "3.25"
+    assert "DNS + TCP + TLS" in render_stages([cell(connect_ms=without)], "markdown")
+
+
 def test_every_stage_is_a_column() -> None:
     ms = {"e2e": 10.0, "tokenize": 1.0, "queue": 2.0, "prefill": 4.0, "decode": 3.0, "other": 0.0}
     (row,) = rows([cell(stages_ms=ms, stages_source="timings", connect_ms=None)])

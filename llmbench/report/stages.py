@@ -36,10 +36,15 @@ def _shown(cell: Cell) -> dict[str, float]:
 
 
 def _connect(cell: Cell) -> str:
-    """The medians of DNS, TCP and TLS together."""
+    """The medians of DNS, TCP, the proxy's tunnel and TLS together."""
     medians = [block.p50 for block in (cell.connect_ms or {}).values()]
     known = [median for median in medians if median is not None]
     return figure(cell, sum(known) if known and len(known) == len(medians) else None)
+
+
+def _is_proxied(cell: Cell) -> bool:
+    proxy = (cell.connect_ms or {}).get("proxy")
+    return proxy is not None and bool(proxy.max)
 
 
 def _largest(cell: Cell) -> str:
@@ -105,5 +110,6 @@ def _legend(cells: Sequence[Cell]) -> list[str]:
             "metrics: the server's own; these and their e2e include the warm-up's requests"
         )
     if any(_connect(cell) != NOT_MEASURED for cell in cells):
-        lines.append("connect: median of DNS + TCP + TLS, once a connection and not in e2e")
+        proxy = " + proxy" if any(map(_is_proxied, cells)) else ""
+        lines.append(f"connect: median of DNS + TCP{proxy} + TLS, once a connection and not in e2e")
     return lines
