@@ -54,6 +54,7 @@ FLOODS = {
     "one line": (CHUNKED + chunk(b"data: "), chunk(b"x" * 65_000)),
     "a length that is a lie": (START + b"Content-Length: 99999999999\r\n\r\n", EVENT * 200),
     "tiny chunks": (CHUNKED, chunk(b":\n") * 10_000),
+    "no JSON": (CHUNKED, chunk(b"data: never\n\n" * 1_000)),
     "an error page": (CHUNKED.replace(b"200 OK", b"500 No"), chunk(b"<p>" * 20_000)),
 }
 
@@ -61,8 +62,8 @@ FLOODS = {
 @pytest.mark.parametrize("case", FLOODS)
 @each_client
 async def test_a_reply_that_does_not_end_is_too_large(name: str, case: str) -> None:
-    if (name, case) == ("openai", "tiny chunks"):
-        pytest.skip("the SDK takes longer than its time to parse them")
+    if name == "openai" and case in ("tiny chunks", "no JSON"):
+        pytest.skip("the SDK is too slow for the one, and gives up at once with the other")
     async with raw_server(flooding(*FLOODS[case])) as raw:
         trace = await once(name, raw.url, reply_bytes=2 * MIB)
     well_formed(trace)

@@ -11,6 +11,8 @@ KEPT_BYTES = 64 << 10
 """How much of a reply that is too large is kept as evidence."""
 
 HEAD_BYTES = 256 << 10
+"""The most bytes of a reply's headers."""
+
 BYTES_A_READ = 128
 """As many reads as would bring the most bytes at so many each are the most: each takes memory."""
 
