@@ -90,7 +90,8 @@ def _measure(settings: "Sweep", runner: "Runs | None" = None, *, quiet: bool = F
     """Run a sweep, or what ``runner`` makes of it, store it, and print its table, unless ``quiet``,
     whatever becomes of it."""
     from llmbench import host
-    from llmbench.drive.endpoint import key_of
+    from llmbench.drive.endpoint import check_environment
+    from llmbench.drive.open_files import check_open_files
     from llmbench.drive.sweep import SweepRun
     from llmbench.report.live import LiveView
     from llmbench.report.plan import announcement
@@ -98,7 +99,8 @@ def _measure(settings: "Sweep", runner: "Runs | None" = None, *, quiet: bool = F
 
     targets = settings.targets()
     for target in targets:
-        key_of(target)  # one that is missing is known before anything is
+        check_environment(target)
+    check_open_files(settings)
     directory = RunDirectory.create(settings, targets, host.describe())
     view = LiveView()
     view.say(announcement(settings))

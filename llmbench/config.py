@@ -121,6 +121,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     timeout: Seconds = 300.0
     first_token_timeout: Seconds | None = None
     max_failures: int | str = ""
+    max_reply_bytes: Annotated[int, Meta(ge=1024, le=1 << 40)] = 64 << 20
     workers: Count | Literal["auto"] = 1
     calibrate: bool = True
     agreement: bool = False

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,8 @@ from llmbench import host
 from llmbench.cache import cache_folder
 from llmbench.config import load_sweep
 from llmbench.drive.clock import ANCILLARY_BYTES, Clock, stamp_segments
+from llmbench.drive.limits import Limits
+from llmbench.drive.proxy import way_to
 from llmbench.drive.reach import Reached, reach
 from llmbench.errors import UserError
 from llmbench.records import Load, Target
@@ -63,8 +66,10 @@ def run(args: argparse.Namespace) -> int:
     host.raise_file_limit()
     found = [each for examine in EXAMINATIONS for each in examine()]
     found += calibrations(forget=args.forget_calibrations)
-    targets = settings.targets() if settings else []
-    asked = [asyncio.run(answers(target, settings.loads())) for target in targets if settings]
+    asked: list[Finding] = []
+    if settings:
+        for target in settings.targets():
+            asked += [*way(target), asyncio.run(answers(target, settings.loads()))]
     if args.format == "json":
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(found + asked)) + b"\n")
     else:
@@ -290,13 +295,26 @@ def calibrations(*, forget: bool) -> Iterator[Finding]:
 # ── targets ──────────────────────────────────────────────────────────────────────────────────────
 
 
+def way(target: Target) -> Iterator[Finding]:
+    """Which proxy of the environment a URL is reached through; one that cannot be used is said
+    when the target is asked."""
+    with suppress(UserError):
+        if not target.engine and (said := way_to(target.url)):
+            yield Finding(target.name, "info", said)
+
+
 async def answers(target: Target, loads: list[Load]) -> Finding:
     """Whether a target answers, and how it is to be asked."""
     began_s = time.monotonic()
     try:
         with tempfile.TemporaryDirectory(prefix="llmbench-") as folder:
             reaching = reach(
-                target, loads, salt="doctor", timeout_s=30.0, folder=Path(folder), progress=False
+                target,
+                loads,
+                salt="doctor",
+                limits=Limits(30.0),
+                folder=Path(folder),
+                progress=False,
             )
             async with reaching as reached:
                 return Finding(target.name, "good", await _asked(reached, began_s))

@@ -132,6 +132,12 @@ def _sweep_flags(parser: argparse.ArgumentParser) -> None:
         metavar="N",
     )
     flag(
+        "--max-reply-bytes",
+        "bytes of a reply after which it has failed (default: 64 MiB)",
+        type=whole,
+        metavar="N",
+    )
+    flag(
         "--api-key-env",
         "environment variable with the API key (default: OPENAI_API_KEY)",
         metavar="NAME",

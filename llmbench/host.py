@@ -141,12 +141,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def raise_file_limit() -> None:
-    """Allow this process, and those it starts, as many open files as the system does."""
+def raise_file_limit() -> int | None:
+    """Allow this process, and those it starts, as many open files as the system does, and return
+    how many; ``None`` where there is no limit."""
     try:
         import resource
     except ImportError:  # not on Windows
-        return
+        return None
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if allowed == resource.RLIM_INFINITY else allowed

@@ -304,11 +304,16 @@ class Call(Struct, frozen=True):
 
 
 class Connect(Struct, frozen=True, omit_defaults=True):
-    """What it took to open one connection, in nanoseconds; stages that did not happen are 0."""
+    """What it took to open one connection, in nanoseconds; stages that did not happen are 0.
+
+    Where it leads through a proxy, ``dns_ns`` and ``tcp_ns`` are those of the proxy, and
+    ``proxy_ns`` is how long that took to open a tunnel to the target.
+    """
 
     dns_ns: int = 0
     tcp_ns: int = 0
     tls_ns: int = 0
+    proxy_ns: int = 0
 
 
 class Reads(Struct, frozen=True):
@@ -330,6 +335,10 @@ class Reads(Struct, frozen=True):
 def no_reads() -> Reads:
     """The reads of a reply that never came."""
     return Reads(array("q"), array("q"), array("q"), array("q"))
+
+
+TOO_LARGE = "too-large"
+"""The failure of a reply that went beyond its limit: only its beginning was kept."""
 
 
 class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -15,8 +15,8 @@ from llmbench.drive.aiohttp_client import AiohttpClient
 from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import endpoint
+from llmbench.drive.limits import REPLY_BYTES, Limits
 from llmbench.drive.openai_client import OpenAIClient
-from llmbench.drive.timeouts import Timeouts
 from llmbench.drive.wire import WireClient
 from llmbench.measure.metrics import measure
 from llmbench.measure.timeline import decode
@@ -32,19 +32,25 @@ each_client = pytest.mark.parametrize("name", CLIENTS)
 
 @asynccontextmanager
 async def connected(
-    name: str, url: str, *, api: str = "chat", timeout_s: float = 10.0, ca_file: str = ""
+    name: str,
+    url: str,
+    *,
+    api: str = "chat",
+    timeout_s: float = 10.0,
+    ca_file: str = "",
+    reply_bytes: int = REPLY_BYTES,
 ) -> AsyncIterator[Client]:
     clock = Clock()
     where = endpoint(Target(spec=url, name="t", url=f"{url}/v1", api=api, ca_file=ca_file))
-    path = APIS[api].path
+    path, limits = APIS[api].path, Limits(timeout_s, reply_bytes=reply_bytes)
     client: Client
     match name:
         case "aiohttp":
-            client = AiohttpClient(where, path, timeout_s, clock)
+            client = AiohttpClient(where, path, limits, clock)
         case "openai":
-            client = OpenAIClient(where, path, timeout_s, clock)
+            client = OpenAIClient(where, path, limits, clock)
         case _:
-            client = WireClient(where, path, [0], Timeouts(timeout_s), clock)
+            client = WireClient(where, path, [0], limits, clock)
     try:
         await client.open()
         yield client

@@ -77,6 +77,7 @@ def test_every_default() -> None:
         "timeout": 300.0,
         "first_token_timeout": None,
         "max_failures": "",
+        "max_reply_bytes": 67108864,
         "workers": 1,
         "calibrate": True,
         "agreement": False,
@@ -196,6 +197,7 @@ natural_stops = true
 seed = 7
 repeat = 3
 timeout = 2
+max_reply_bytes = 4096
 max_failures = "20%"
 workers = "auto"
 calibrate = false
@@ -249,6 +251,7 @@ def test_every_key_of_a_file(toml: Any) -> None:
         seed=7,
         repeat=3,
         timeout=2.0,
+        max_reply_bytes=4096,
         max_failures="20%",
         workers="auto",
         calibrate=False,
@@ -383,6 +386,8 @@ def test_an_unknown_key(toml: Any) -> None:
     [
         ('timeout = "x"', "timeout", "expected a number"),
         ("timeout = 0", "timeout", "> 0"),
+        ("max_reply_bytes = 1023", "max_reply_bytes", ">= 1024"),
+        ("max_reply_bytes = 2e6", "max_reply_bytes", "expected a whole number"),
         ("timeout = nan", "timeout", "> 0"),
         ("timeout = inf", "timeout", "<= "),  # infinity would not survive run.json
         ("duration = -1", "duration", "> 0"),

@@ -520,13 +520,17 @@ def test_the_lengths_that_came() -> None:
 
 
 def test_what_connecting_took() -> None:
-    opened = [Connect(dns_ns=MS, tcp_ns=2 * MS), Connect(tcp_ns=4 * MS, tls_ns=9 * MS)]
+    opened = [
+        Connect(dns_ns=MS, tcp_ns=2 * MS),
+        Connect(tcp_ns=4 * MS, proxy_ns=6 * MS, tls_ns=9 * MS),
+    ]
     traces = [request(80 * n, 80, connect=each) for n, each in enumerate([*opened, None])]
     told = cell_of(traces).connect_ms
     assert told is not None
     assert {stage: (each.n, each.max, each.mean) for stage, each in told.items()} == {
         "dns": (2, 1, 0.5),
         "tcp": (2, 4, 3),
+        "proxy": (2, 6, 3),
         "tls": (2, 9, 4.5),
     }
     assert cell_of(steady(3, 80)).connect_ms is None

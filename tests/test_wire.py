@@ -19,7 +19,7 @@ from llmbench.apis.dialect import DIALECTS
 from llmbench.apis.sse import parse
 from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import endpoint
-from llmbench.drive.timeouts import Timeouts
+from llmbench.drive.limits import Limits
 from llmbench.drive.wire import WireClient
 from llmbench.measure.timeline import decode
 from llmbench.records import Call, Content, Message, Target, Timeline, Trace
@@ -47,7 +47,7 @@ async def wire(
 ) -> AsyncIterator[WireClient]:
     clock = Clock(0)
     target = Target(spec=url, name="t", url=f"{url}/v1", ca_file=ca_file)
-    client = WireClient(endpoint(target), CHAT.path, range(streams), Timeouts(timeout_s), clock)
+    client = WireClient(endpoint(target), CHAT.path, range(streams), Limits(timeout_s), clock)
     try:
         if opened:
             await client.open()

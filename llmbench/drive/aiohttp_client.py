@@ -1,4 +1,4 @@
-"""aiohttp as the client: user-space stamps, for what the wire client is not for (proxies, say).
+"""aiohttp as the client: user-space stamps, for what the wire client is not for.
 
 Connections open inside the first exchange of each stream, which the warm-up takes; a server that
 closes after each reply puts its connection's set-up inside TTFT here.
@@ -11,22 +11,24 @@ from typing import Any
 
 import aiohttp
 
-from llmbench.drive.client import Recording, sleep_until
+from llmbench.drive.client import Recording, beginning, sleep_until
 from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import Endpoint
-from llmbench.records import Call, Trace
-
-CONNECT_TIMEOUT_S = 10.0
+from llmbench.drive.limits import Limits
+from llmbench.drive.opening import CONNECT_TIMEOUT_S, Failure
+from llmbench.records import TOO_LARGE, Call, Trace
 
 
 class AiohttpClient:
     """One session whose pool is as large as the load."""
 
-    def __init__(self, endpoint: Endpoint, path: str, timeout_s: float, clock: Clock) -> None:
+    def __init__(self, endpoint: Endpoint, path: str, limits: Limits, clock: Clock) -> None:
+        self._endpoint = endpoint
         self._url = endpoint.url + path
+        self._limits = limits
         self._clock = clock
-        self._reusing = session(endpoint, timeout_s, on_reuse=_note_reuse)
-        self._one_shot = session(endpoint, timeout_s, one_shot=True)
+        self._reusing = session(endpoint, limits.whole_s, on_reuse=_note_reuse)
+        self._one_shot = session(endpoint, limits.whole_s, one_shot=True)
         self._session = self._reusing
 
     async def open(self) -> None:
@@ -46,7 +48,7 @@ class AiohttpClient:
         try:
             try:
                 await self._stream(call, recording, reused)
-            except aiohttp.ServerDisconnectedError:
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
                 if recording.status or not reused.yes:
                     raise
                 # An idle connection that the server had closed already: use each once from now on.
@@ -54,9 +56,13 @@ class AiohttpClient:
                 await self._stream(call, recording, reused)
         except asyncio.CancelledError:
             error = "cancelled"
+        except Failure as problem:
+            error, detail = problem.kind, problem.detail
         except (aiohttp.ClientError, OSError) as problem:
-            error, detail = failure(problem, bool(recording.status))
-        return recording.trace(call, self._clock.zero_ns, time.monotonic_ns(), error, detail)
+            error, detail = failure(self._endpoint, problem, bool(recording.status))
+        end_ns = time.monotonic_ns()
+        trace = recording.trace(call, self._clock.zero_ns, end_ns, error, detail)
+        return beginning(trace) if error == TOO_LARGE else trace
 
     async def _stream(self, call: Call, recording: Recording, reused: "_Reused") -> None:
         headers = {"X-Request-Id": call.request_id}
@@ -69,6 +75,8 @@ class AiohttpClient:
                 recording.keep_header(name, value)
             async for piece in reply.content.iter_any():
                 recording.add(piece, time.monotonic_ns())
+                if words := self._limits.exceeded(recording.size, len(recording.end)):
+                    raise Failure(TOO_LARGE, words)
 
     def settle(self, trace: Trace) -> Trace:
         return trace
@@ -91,7 +99,8 @@ async def _note_reuse(_: aiohttp.ClientSession, context: SimpleNamespace, __: ob
 def session(
     endpoint: Endpoint, timeout_s: float, *, one_shot: bool = False, on_reuse: Any = None
 ) -> aiohttp.ClientSession:
-    """A session for ``endpoint``: its headers, its TLS, any number of connections, no cookies.
+    """A session for ``endpoint``: its headers, its TLS, its proxy, any number of connections, no
+    cookies, and nothing of the environment: no other proxy, no ``~/.netrc``.
 
     ``one_shot`` uses each connection once: some servers close without a word, and a request that
     goes out on a connection as it closes is lost. ``on_reuse`` is told of each connection that is
@@ -106,24 +115,38 @@ def session(
         timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
         headers=endpoint.headers(),
         cookie_jar=aiohttp.DummyCookieJar(),
-        trust_env=True,
+        proxy=endpoint.proxy.url if endpoint.proxy else None,
+        trust_env=False,
     )
 
 
-def failure(problem: Exception, replying: bool) -> tuple[str, str]:
+async def read_all(reply: aiohttp.ClientResponse, most: int) -> bytes | None:
+    """What of the body of ``reply`` has not been read; ``None`` if that is more than ``most``."""
+    body = bytearray()
+    async for piece in reply.content.iter_any():
+        body += piece
+        if len(body) > most:
+            reply.close()
+            return None
+    return bytes(body)
+
+
+def failure(endpoint: Endpoint, problem: Exception, replying: bool) -> tuple[str, str]:
     """The kind of failure and its words, for what aiohttp raised; ``replying`` after headers."""
     words = str(problem) or type(problem).__name__
     match problem:
+        case aiohttp.ClientHttpProxyError() if endpoint.proxy is not None:
+            return endpoint.unopened("proxy", endpoint.proxy.refusal(problem.status))
         case aiohttp.ClientConnectorDNSError():
-            return "dns", f"{problem.host}: {problem.strerror or words}"
+            return endpoint.unopened("dns", problem.strerror or words)
         case aiohttp.ClientConnectorCertificateError():
             return "tls", f"the certificate was not accepted: {problem.certificate_error}"
         case aiohttp.ClientSSLError():
             return "tls", words
         case aiohttp.ClientConnectorError():
-            return "connect", problem.strerror or words
+            return endpoint.unopened("connect", problem.strerror or words)
         case aiohttp.ServerTimeoutError() if isinstance(problem, aiohttp.ConnectionTimeoutError):
-            return "connect", f"no connection within {CONNECT_TIMEOUT_S:g} s"
+            return endpoint.unopened("connect", f"no connection within {CONNECT_TIMEOUT_S:g} s")
         case TimeoutError():
             return "timeout", "the reply did not end in time"
         case aiohttp.ClientPayloadError():

@@ -2,11 +2,14 @@
 
 import time
 from array import array
+from bisect import bisect_left
 from typing import Protocol
 
 import numpy as np
+from msgspec.structs import replace
 
 from llmbench.drive.clock import Ints
+from llmbench.drive.limits import KEPT_BYTES
 from llmbench.records import Call, Connect, Integers, Reads, Stamps, Trace
 
 KEPT_HEADERS = frozenset(
@@ -115,6 +118,15 @@ class Recording:
 
 def _column(values: Ints) -> Integers:
     return array("q", values.astype(np.int64).tobytes())
+
+
+def beginning(trace: Trace) -> Trace:
+    """``trace`` with the first bytes of its body alone, and the reads that brought them."""
+    reads = trace.reads
+    count = bisect_left(reads.end, KEPT_BYTES) + 1
+    end = array("q", [min(each, KEPT_BYTES) for each in reads.end[:count]])
+    first = Reads(end, reads.at_ns[:count], reads.lag_ns[:count], reads.slack_ns[:count])
+    return replace(trace, body=trace.body[:KEPT_BYTES], reads=first)
 
 
 def sleep_until(at_ns: int) -> None:

@@ -1,4 +1,5 @@
-"""Where a target's requests go: host, port, TLS, headers. The only place that reads an API key."""
+"""Where a target's requests go, and by which way: host, port, TLS, headers, proxy. The only place
+that reads an API key."""
 
 import os
 import ssl
@@ -7,6 +8,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from llmbench import __version__
+from llmbench.drive.proxy import DEFAULT_PORTS, Proxy, authority, proxy_of
 from llmbench.errors import UserError
 from llmbench.records import Target
 
@@ -16,7 +18,8 @@ LEAST_KEY = 8  # what is shorter is a stand-in, such as "EMPTY", and may be a wo
 
 
 class Endpoint(Struct, frozen=True):
-    """An API's base, taken apart. ``key`` is secret: an endpoint is never stored or printed."""
+    """An API's base, taken apart. ``key`` is secret: an endpoint is never stored or printed.
+    ``proxy`` is what every client goes through, where there is one."""
 
     url: str
     host: str
@@ -24,11 +27,12 @@ class Endpoint(Struct, frozen=True):
     path: str
     tls: ssl.SSLContext | None
     key: str
+    proxy: Proxy | None = None
 
     @property
     def authority(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.tls else 80) else f"{host}:{self.port}"
+        whole = authority(self.host, self.port)
+        return whole.removesuffix(f":{DEFAULT_PORTS['https' if self.tls else 'http']}")
 
     def headers(self) -> dict[str, str]:
         """What every request carries beside its own length and id."""
@@ -42,27 +46,45 @@ class Endpoint(Struct, frozen=True):
             headers["Authorization"] = f"Bearer {self.key}"
         return headers
 
+    def unopened(self, kind: str, words: str) -> tuple[str, str]:
+        """The kind of a failure to connect, and its words: through a proxy, it is the proxy's."""
+        if self.proxy is not None:
+            return "proxy", f"{self.proxy.authority}: {words}"
+        return kind, f"{self.host}: {words}" if kind == "dns" else words
+
     def redacted(self, said: bytes) -> bytes:
-        """``said`` by a server, with as many asterisks for the key, should it repeat that."""
-        key = self.key.encode()
-        return said if len(key) < LEAST_KEY else said.replace(key, b"*" * len(key))
+        """``said`` by a server or proxy, with as many asterisks for each secret that it repeats."""
+        proxy = self.proxy
+        for secret in (self.key, *((proxy.password, proxy.token) if proxy else ())):
+            if len(secret) >= LEAST_KEY:
+                said = said.replace(secret.encode(), b"*" * len(secret))
+        return said
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"
 
 
 def endpoint(target: Target) -> Endpoint:
-    """The endpoint of ``target``, with its key from the environment and its CA file loaded."""
+    """The endpoint of ``target``, with its key and proxy from the environment and its CA file
+    loaded."""
     parts = urlsplit(target.url)
     secure = parts.scheme == "https"
     return Endpoint(
         url=target.url,
         host=parts.hostname or "",
-        port=parts.port or (443 if secure else 80),
+        port=parts.port or DEFAULT_PORTS[parts.scheme],
         path=parts.path,
         tls=_tls_context(target.ca_file) if secure else None,
         key=key_of(target),
+        proxy=proxy_of(target.url),
     )
+
+
+def check_environment(target: Target) -> None:
+    """Raise ``UserError`` for what of the environment keeps ``target`` from being asked."""
+    key_of(target)
+    if not target.engine:
+        proxy_of(target.url)
 
 
 def key_of(target: Target) -> str:

@@ -13,10 +13,10 @@ from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
 from llmbench.drive.closed_loop import ClosedLoop
 from llmbench.drive.endpoint import endpoint
+from llmbench.drive.limits import KEPT_BYTES, REPLY_BYTES, Limits
 from llmbench.drive.open_loop import OpenLoop
 from llmbench.drive.running import Loop
 from llmbench.drive.spool import Spool
-from llmbench.drive.timeouts import Timeouts
 from llmbench.drive.wire import WireClient
 from llmbench.measure.early import first_token_ns, heard, reply_text
 from llmbench.plan.feed import Ask, Feed, Session
@@ -39,6 +39,7 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
     salt: str
     timeout_s: float
     first_token_timeout_s: float | None = None
+    reply_bytes: int = REPLY_BYTES
     part: int = 0
     parts: int = 1
 
@@ -127,14 +128,14 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
             case "aiohttp":
                 from llmbench.drive.aiohttp_client import AiohttpClient
 
-                return AiohttpClient(where, path, self.timeout_s, clock)
+                return AiohttpClient(where, path, self._limits, clock)
             case "openai":
                 from llmbench.drive.openai_client import OpenAIClient
 
-                return OpenAIClient(where, path, self.timeout_s, clock)
+                return OpenAIClient(where, path, self._limits, clock)
             case _:
                 streams = () if self.facts.load.rate else self._streams
-                return WireClient(where, path, streams, self._timeouts, clock)
+                return WireClient(where, path, streams, self._limits, clock)
 
     @property
     def _api(self) -> Api:
@@ -145,8 +146,9 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
         return range(self.part, self.facts.load.concurrency, self.parts)
 
     @property
-    def _timeouts(self) -> Timeouts:
+    def _limits(self) -> Limits:
         def has_begun(body: bytes) -> bool:
-            return any(event.kind & Kind.GENERATED for event in self._api.decode(sse.parse(body)))
+            events = self._api.decode(sse.parse(body[:KEPT_BYTES]))
+            return any(event.kind & Kind.GENERATED for event in events)
 
-        return Timeouts(self.timeout_s, self.first_token_timeout_s, has_begun)
+        return Limits(self.timeout_s, self.first_token_timeout_s, has_begun, self.reply_bytes)

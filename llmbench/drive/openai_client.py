@@ -9,34 +9,47 @@ import socket
 import ssl
 import time
 from array import array
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
 import openai
 
-from llmbench.drive.client import Recording, sleep_until
+from llmbench.drive.client import Recording, beginning, sleep_until
 from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import Endpoint
-from llmbench.records import Call, Integers, Trace
+from llmbench.drive.limits import Limits
+from llmbench.drive.opening import Failure
+from llmbench.records import TOO_LARGE, Call, Integers, Trace
 
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _PARAMETERS = frozenset(
     ("model", "messages", "prompt", "stream", "stream_options", "temperature", *_LIMITS)
 )
 
+MOST_KEPT_CHUNKS = 1024
+"""Of a reply that is too large: each takes kilobytes, and they are kept until the cell is over."""
+
 
 class OpenAIClient:
     """One ``AsyncOpenAI`` for the whole load."""
 
-    def __init__(self, endpoint: Endpoint, path: str, timeout_s: float, clock: Clock) -> None:
+    def __init__(self, endpoint: Endpoint, path: str, limits: Limits, clock: Clock) -> None:
+        self._endpoint = endpoint
         self._clock = clock
-        self._timeout_s = timeout_s
+        self._limits = limits
         self._sdk = openai.AsyncOpenAI(
             api_key=endpoint.key or "none",
             base_url=endpoint.url,
             max_retries=0,
-            timeout=timeout_s,
-            http_client=openai.DefaultAsyncHttpxClient(verify=endpoint.tls or True),
+            timeout=limits.whole_s,
+            http_client=openai.DefaultAsyncHttpxClient(
+                verify=endpoint.tls or True,
+                proxy=endpoint.proxy.url if endpoint.proxy else None,
+                trust_env=False,
+                event_hooks={"response": [self._limit]},
+            ),
         )
         chat = path == "/chat/completions"
         self._create: Any = (self._sdk.chat if chat else self._sdk).completions.create
@@ -58,10 +71,14 @@ class OpenAIClient:
         chunks = self._chunks[call.index] = []
         error = detail = ""
         try:
-            async with asyncio.timeout(self._timeout_s):  # the SDK's own is for each read
+            async with asyncio.timeout(self._limits.whole_s):  # the SDK's own is for each read
                 await self._stream(call, recording, chunks)
         except asyncio.CancelledError:
             error = "cancelled"
+        except Failure as failure:
+            error, detail = failure.kind, failure.detail
+            for kept in (chunks, recording.end, recording.read_at_ns):
+                del kept[MOST_KEPT_CHUNKS:]
         except openai.APIStatusError as refusal:
             recording.status = refusal.status_code
             recording.add(refusal.response.content, time.monotonic_ns())
@@ -70,7 +87,7 @@ class OpenAIClient:
         except (TimeoutError, openai.APITimeoutError):
             error, detail = "timeout", "the reply did not end in time"
         except openai.APIConnectionError as problem:
-            error, detail = _failure(problem, bool(recording.status))
+            error, detail = self._failure(problem, bool(recording.status))
         except openai.APIError as problem:
             error, detail = "stream-error", problem.message
         except Exception as problem:
@@ -92,6 +109,24 @@ class OpenAIClient:
         async for chunk in stream:
             recording.add(b"", time.monotonic_ns())
             chunks.append(chunk)
+            if words := self._limits.exceeded(0, len(chunks)):
+                raise Failure(TOO_LARGE, words)
+
+    async def _limit(self, response: Any) -> None:
+        """Have ``response`` end in ``Failure`` where it is too large, whoever reads it: the SDK may
+        read for long before it hands over a chunk."""
+        read_raw = response.aiter_raw
+
+        async def limited(chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
+            size = 0
+            async with aclosing(read_raw(chunk_size)) as pieces:
+                async for piece in pieces:
+                    size += len(piece)
+                    if words := self._limits.exceeded(size, 0):
+                        raise Failure(TOO_LARGE, words)
+                    yield piece
+
+        response.aiter_raw = limited
 
     def settle(self, trace: Trace) -> Trace:
         """Write the trace's chunks back to the bytes of an event stream."""
@@ -105,29 +140,31 @@ class OpenAIClient:
             size += len(piece)
             end.append(size)
         reads = msgspec.structs.replace(trace.reads, end=end)
-        return msgspec.structs.replace(trace, reads=reads, body=b"".join(pieces))
+        whole = msgspec.structs.replace(trace, reads=reads, body=b"".join(pieces))
+        return beginning(whole) if trace.error == TOO_LARGE else whole
 
     async def close(self) -> None:
         await self._sdk.close()
 
+    def _failure(self, problem: BaseException, replying: bool) -> tuple[str, str]:
+        """The kind of failure and its words; ``replying`` after headers.
 
-def _failure(problem: BaseException, replying: bool) -> tuple[str, str]:
-    """The kind of failure and its words; ``replying`` after headers.
-
-    The SDK has one name for all that a transport can see go wrong: the causes tell what it was.
-    """
-    causes = [problem]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
-        causes.append(cause)
-    words = next((str(cause) for cause in causes[1:] if str(cause)), type(causes[-1]).__name__)
-    if replying:
-        return "truncated", words
-    if any(isinstance(cause, ssl.SSLError) for cause in causes):
-        return "tls", words
-    if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return "dns", words
-    opening = any(type(cause).__name__ == "ConnectError" for cause in causes)
-    return ("connect" if opening else "reset"), words
+        The SDK has one name for all that a transport can see go wrong: the causes tell what it was.
+        """
+        causes = [problem]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+            causes.append(cause)
+        words = next((str(cause) for cause in causes[1:] if str(cause)), type(causes[-1]).__name__)
+        names = {type(cause).__name__ for cause in causes}
+        if replying:
+            return "truncated", words
+        if any(isinstance(cause, ssl.SSLError) for cause in causes):
+            return "tls", words
+        if any(isinstance(cause, socket.gaierror) for cause in causes):
+            return self._endpoint.unopened("dns", words)
+        if names & {"ConnectError", "ProxyError"}:
+            return self._endpoint.unopened("connect", words)
+        return "reset", words
 
 
 def _json(chunk: Any) -> bytes:

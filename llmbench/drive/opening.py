@@ -1,7 +1,8 @@
-"""Open a connection, with its stages timed apart: DNS, TCP, TLS."""
+"""Open a connection, with its stages timed apart: DNS, TCP, the proxy's tunnel, TLS."""
 
 import asyncio
 import errno
+import re
 import socket
 import ssl
 import time
@@ -10,11 +11,17 @@ from contextlib import suppress
 from typing import Any
 
 from llmbench.drive.clock import stamp_segments
-from llmbench.drive.endpoint import Endpoint
+from llmbench.drive.endpoint import USER_AGENT, Endpoint
+from llmbench.drive.proxy import Proxy, authority
 from llmbench.records import Connect
 
 CONNECT_TIMEOUT_S = 10.0
 READ_BYTES = 65_536
+MOST_HEAD_BYTES = 65_536
+"""Of a proxy's answer."""
+
+_HTTP, _END_OF_HEAD = b"HTTP/1.", b"\r\n\r\n"
+_STATUS = re.compile(rb"HTTP/1\.\d (\d{3})\b")
 
 
 class Failure(Exception):  # noqa: N818 - a kind of failure and its words, as a trace keeps them
@@ -75,43 +82,75 @@ class Tls:
 
 async def open_socket(endpoint: Endpoint) -> tuple[socket.socket, Tls | None, Connect, bool]:
     """A connected, non-blocking socket, its TLS, how long each stage took, and whether the kernel
-    stamps what it receives. Raises ``Failure``."""
+    stamps what it receives. Raises ``Failure``; until the target itself has answered, what goes
+    wrong on the way through a proxy is the proxy's failure."""
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             return await _open(endpoint)
     except TimeoutError:
-        raise Failure("connect", f"no connection within {CONNECT_TIMEOUT_S:g} s") from None
+        words = f"no connection within {CONNECT_TIMEOUT_S:g} s"
+        raise Failure(*endpoint.unopened("connect", words)) from None
     except socket.gaierror as problem:
-        raise Failure("dns", f"{endpoint.host}: {problem.strerror}") from None
+        raise Failure(*endpoint.unopened("dns", problem.strerror or "no address")) from None
     except ssl.SSLError as problem:
         raise Failure("tls", _tls_words(problem)) from None
     except OSError as problem:
-        raise Failure("connect", problem.strerror or str(problem)) from None
+        words = problem.strerror or str(problem)
+        raise Failure(*endpoint.unopened("connect", words)) from None
 
 
 async def _open(endpoint: Endpoint) -> tuple[socket.socket, Tls | None, Connect, bool]:
     loop = asyncio.get_running_loop()
+    first = endpoint.proxy or endpoint
     began_ns = time.monotonic_ns()
-    addresses = await loop.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    addresses = await loop.getaddrinfo(first.host, first.port, type=socket.SOCK_STREAM)
     resolved_ns = time.monotonic_ns()
     sock = await _first_to_answer(addresses)
-    connected_ns = secured_ns = time.monotonic_ns()
+    connected_ns = tunnelled_ns = secured_ns = time.monotonic_ns()
     stamped = stamp_segments(sock)
     tls = None
-    if endpoint.tls is not None:
-        try:
+    try:
+        if endpoint.proxy is not None:
+            await _open_tunnel(sock, endpoint.proxy, authority(endpoint.host, endpoint.port))
+            tunnelled_ns = secured_ns = time.monotonic_ns()
+        if endpoint.tls is not None:
             tls = Tls(endpoint, endpoint.tls)
             await tls.handshake(sock)
-        except BaseException:
-            sock.close()
-            raise
-        secured_ns = time.monotonic_ns()
+            secured_ns = time.monotonic_ns()
+    except BaseException:
+        sock.close()
+        raise
     stages = Connect(
         dns_ns=resolved_ns - began_ns,
         tcp_ns=connected_ns - resolved_ns,
-        tls_ns=secured_ns - connected_ns,
+        proxy_ns=tunnelled_ns - connected_ns,
+        tls_ns=secured_ns - tunnelled_ns,
     )
     return sock, tls, stages, stamped
+
+
+async def _open_tunnel(sock: socket.socket, proxy: Proxy, target: str) -> None:
+    """Have ``proxy`` connect ``sock`` to ``target``, a host and port. Raises ``OSError``."""
+    loop = asyncio.get_running_loop()
+    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", f"User-Agent: {USER_AGENT}"]
+    if proxy.token:
+        lines.append(f"Proxy-Authorization: Basic {proxy.token}")
+    await loop.sock_sendall(sock, "\r\n".join([*lines, "\r\n"]).encode())
+    answer = b""
+    while _END_OF_HEAD not in answer:
+        data = await loop.sock_recv(sock, READ_BYTES)
+        if not data:
+            raise ConnectionResetError("it closed the connection upon CONNECT")
+        answer += data
+        if not answer.startswith(_HTTP[: len(answer)]) or len(answer) > MOST_HEAD_BYTES:
+            raise ConnectionError("its answer to CONNECT is not HTTP")
+    status = _STATUS.match(answer)
+    if status is None:
+        raise ConnectionError("its answer to CONNECT is not HTTP")
+    if not status[1].startswith(b"2"):
+        raise ConnectionError(proxy.refusal(int(status[1])))
+    if not answer.endswith(_END_OF_HEAD):  # a target does not speak first
+        raise ConnectionError("it sent more than its answer to CONNECT")
 
 
 async def _first_to_answer(addresses: Sequence[Any]) -> socket.socket:

@@ -14,8 +14,9 @@ from msgspec import Struct
 from llmbench.apis import APIS, sse
 from llmbench.apis.chunks import error_message
 from llmbench.apis.dialect import DIALECTS, Dialect
-from llmbench.drive.aiohttp_client import failure, session
+from llmbench.drive.aiohttp_client import failure, read_all, session
 from llmbench.drive.endpoint import Endpoint
+from llmbench.drive.limits import KEPT_BYTES, Limits
 from llmbench.errors import Unmeasurable, UserError
 from llmbench.measure.timeline import decode
 from llmbench.plan import prompts
@@ -24,6 +25,9 @@ from llmbench.records import Content, Kind, Message, Reads, Target, Timeline, Tr
 
 PROBE_TIMEOUT_S = 120.0
 MOST_GUESSES = 12
+MOST_LISTED_BYTES = 4 << 20
+"""Of a list of models."""
+
 LENGTH_TOLERANCE = 0.02
 
 
@@ -40,11 +44,9 @@ class Fit(Struct, frozen=True):
 class Probe:
     """Asks one target one thing at a time. Use as an async context manager."""
 
-    def __init__(
-        self, target: Target, endpoint: Endpoint, salt: str, timeout_s: float = PROBE_TIMEOUT_S
-    ) -> None:
+    def __init__(self, target: Target, endpoint: Endpoint, salt: str, limits: Limits) -> None:
         self._target = target
-        self._timeout_s = min(timeout_s, PROBE_TIMEOUT_S)
+        self._limits = limits
         self._endpoint = endpoint
         self._salt = salt
         self._asked = 0
@@ -55,7 +57,9 @@ class Probe:
         self.first_token_s: float | None = None  # of the first reply, when nothing was warm
 
     async def __aenter__(self) -> "Probe":
-        self._session = session(self._endpoint, self._timeout_s, one_shot=True)
+        self._session = session(
+            self._endpoint, min(self._limits.whole_s, PROBE_TIMEOUT_S), one_shot=True
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -68,7 +72,10 @@ class Probe:
         url = f"{self._endpoint.url}/models"
         try:
             async with self._session.get(url) as reply:
-                body = self._endpoint.redacted(await reply.read())
+                found = await read_all(reply, MOST_LISTED_BYTES)
+                if found is None:
+                    raise self._unmeasurable(f"{url} does not end; name the model with --model")
+                body = self._endpoint.redacted(found)
                 if reply.status in (401, 403):
                     raise self._unmeasurable(self._refusal(reply.status, body))
                 listed = _model_ids(body) if reply.status == 200 else []
@@ -131,9 +138,13 @@ class Probe:
         try:
             async with self._session.post(url, data=body, allow_redirects=False) as reply:
                 start = b"" if self.first_token_s else await self._first_token(reply, began_s)
-                content = self._endpoint.redacted(start + await reply.read())
+                rest = await read_all(reply, self._limits.reply_bytes - len(start))
         except (aiohttp.ClientError, OSError) as problem:
             raise self._unreachable(problem) from None
+        if rest is None:
+            words = self._limits.exceeded(self._limits.reply_bytes + 1, 0)
+            raise self._unmeasurable(f"{url}: the reply is {words}")
+        content = self._endpoint.redacted(start + rest)
         if reply.status in (400, 422):
             raise _BadRequest(f"{self._target.name}: {self._refusal(reply.status, content)}")
         if 300 <= reply.status < 400:
@@ -147,13 +158,15 @@ class Probe:
         return _as_trace(reply.status, dict(reply.headers), content)
 
     async def _first_token(self, reply: aiohttp.ClientResponse, began_s: float) -> bytes:
-        """Read until a token is in, and note how long that took. Some servers send an event that
-        only names the role long before."""
+        """Read until a token is in, and note how long that took, unless much else comes first. Some
+        servers send an event that only names the role long before."""
         body = b""
         async for piece in reply.content.iter_any():
             body += piece
             if any(event.kind & Kind.GENERATED for event in self._api.decode(sse.parse(body))):
                 self.first_token_s = time.monotonic() - began_s
+                break
+            if len(body) > KEPT_BYTES:
                 break
         return body
 
@@ -169,6 +182,8 @@ class Probe:
             hint = f" (the key comes from {self._target.key_env}{unset})"
         elif status == 404:
             hint = f" (model '{self.model}', {self._endpoint.url}{self._api.path})"
+        elif status == 407 and self._endpoint.proxy is not None:
+            hint = f" (the proxy's user and password come from {self._endpoint.proxy.variable})"
         elif status == 429:
             hint = f" (Retry-After: {retry_after or 'not said'})"
         return f"the server answered {status}: {said}{hint}"
@@ -177,9 +192,15 @@ class Probe:
         return Unmeasurable(f"{self._target.name}: {words}")
 
     def _unreachable(self, problem: Exception) -> Unmeasurable:
-        kind, detail = failure(problem, replying=False)
-        what = "cannot reach" if kind in ("connect", "dns", "tls") else "no reply from"
-        return self._unmeasurable(f"{what} {self._endpoint.url} ({kind}: {detail})")
+        return unreachable(
+            self._target, self._endpoint, *failure(self._endpoint, problem, replying=False)
+        )
+
+
+def unreachable(target: Target, endpoint: Endpoint, kind: str, detail: str) -> Unmeasurable:
+    """What is said where no request of a ``target`` came through."""
+    what = "cannot reach" if kind in ("connect", "dns", "tls", "proxy") else "no reply from"
+    return Unmeasurable(f"{target.name}: {what} {endpoint.url} ({kind}: {detail})")
 
 
 async def fit(name: str, wanted: int, count: Callable[[int], Awaitable[int | None]]) -> Fit:

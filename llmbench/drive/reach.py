@@ -11,7 +11,10 @@ from msgspec import Struct
 
 from llmbench.apis.dialect import DIALECTS, Dialect
 from llmbench.drive.endpoint import Endpoint, endpoint
-from llmbench.drive.probe import Fit, Probe, fit
+from llmbench.drive.limits import Limits
+from llmbench.drive.opening import Failure, open_socket
+from llmbench.drive.probe import Fit, Probe, fit, unreachable
+from llmbench.drive.proxy import is_loopback
 from llmbench.errors import Unmeasurable
 from llmbench.plan import prompts
 from llmbench.plan.prompts import PLAIN
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from llmbench.engines.process import EngineProcess
 
 T = TypeVar("T")
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Asker(Protocol):
@@ -52,7 +54,8 @@ class Reached(Struct, frozen=True):
     @property
     def is_here(self) -> bool:
         """Whether it runs on this machine."""
-        return bool(self.target.engine) or urlsplit(self.target.url).hostname in LOOPBACK
+        host = urlsplit(self.target.url).hostname or ""
+        return bool(self.target.engine) or is_loopback(host)
 
     def facts(self, plan: CellFacts) -> CellFacts:
         """``plan`` with what is now known of its target."""
@@ -72,12 +75,15 @@ async def reach(
     loads: list[Load],
     *,
     salt: str,
-    timeout_s: float,
+    limits: Limits,
     folder: Path,
     progress: bool,
+    wire: bool = True,
 ) -> AsyncIterator[Reached]:
-    """Reach ``target`` for as long as entered. Raises ``Unmeasurable`` with one line that says why
-    not, and ``UserError`` where only the user can say how."""
+    """Reach ``target`` for as long as entered, by the way of the ``wire`` client too, where that is
+    to ask it. ``limits`` are those of the replies to what is asked before anything is timed. Raises
+    ``Unmeasurable`` with one line that says why not, and ``UserError`` where only the user can say
+    how."""
     async with AsyncExitStack() as stack:
         process = None
         if target.engine:
@@ -90,11 +96,23 @@ async def reach(
                 yield Reached(target, None, DIALECTS[0], ask, engine.hosted, process)
                 return
         where = endpoint(target)
-        probe = await stack.enter_async_context(Probe(target, where, salt, timeout_s))
+        if wire and where.proxy is not None:
+            await _try_tunnel(target, where)
+        probe = await stack.enter_async_context(Probe(target, where, salt, limits))
         model = await probe.find_model()
         dialect = await probe.find_dialect()
         known = msgspec.structs.replace(target, model=model, provenance=_provenance(target, probe))
         yield Reached(known, where, dialect, probe, None, process)
+
+
+async def _try_tunnel(target: Target, where: Endpoint) -> None:
+    """Open a connection through the proxy as the wire client will: some proxies forward requests
+    and open no tunnels. Raises ``Unmeasurable``."""
+    try:
+        sock, *_ = await open_socket(where)
+    except Failure as failure:
+        raise unreachable(target, where, failure.kind, failure.detail) from None
+    sock.close()
 
 
 def _provenance(target: Target, probe: Probe) -> Provenance:

@@ -3,11 +3,10 @@
 import aiohttp
 
 from llmbench.apis import prometheus
-from llmbench.drive.aiohttp_client import session
+from llmbench.drive.aiohttp_client import read_all, session
 from llmbench.drive.endpoint import Endpoint
 
 MOST_BYTES = 4 << 20
-PIECE_BYTES = 1 << 16
 
 
 async def scrape(endpoint: Endpoint, timeout_s: float = 5.0) -> str:
@@ -42,9 +41,5 @@ async def _text(asking: aiohttp.ClientSession, url: str) -> str:
     async with asking.get(url, headers=accept, allow_redirects=False) as reply:
         if reply.status != 200:
             return ""
-        body = bytearray()
-        async for piece in reply.content.iter_chunked(PIECE_BYTES):
-            body += piece
-            if len(body) > MOST_BYTES:
-                return ""
-    return body.decode(errors="replace")
+        body = await read_all(reply, MOST_BYTES)
+    return "" if body is None else body.decode(errors="replace")

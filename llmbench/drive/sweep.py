@@ -18,6 +18,7 @@ from llmbench.drive.board import Board
 from llmbench.drive.clock import Clock
 from llmbench.drive.inline import Inline
 from llmbench.drive.job import Job
+from llmbench.drive.limits import Limits
 from llmbench.drive.reach import Reached, reach
 from llmbench.drive.scales import find_scale, prompt_key
 from llmbench.drive.scrape import scrape
@@ -189,9 +190,10 @@ class SweepRun:
             target,
             [plan.load for plan in plans],
             salt=self._salt,
-            timeout_s=self._probe_timeout_s,
+            limits=Limits(self._probe_timeout_s, reply_bytes=self._sweep.max_reply_bytes),
             folder=self._directory.path,
             progress=self._view.live,
+            wire="wire" in self._sweep.client,
         )
         reached = await stack.enter_async_context(reaching)
         self._directory.run.targets[number] = await self._with_agreement(reached)
@@ -281,6 +283,7 @@ class SweepRun:
             salt=self._salt,
             timeout_s=self._sweep.timeout,
             first_token_timeout_s=self._sweep.first_token_timeout,
+            reply_bytes=self._sweep.max_reply_bytes,
         )
         workers = how_many(self._sweep.workers, facts.load)
         if reached.hosted is None and workers > 1:

@@ -22,10 +22,10 @@ from llmbench.drive.barge_in import BargeIn
 from llmbench.drive.client import Recording
 from llmbench.drive.clock import ANCILLARY_BYTES, Clock
 from llmbench.drive.endpoint import Endpoint
+from llmbench.drive.limits import HEAD_BYTES, KEPT_BYTES, Limits
 from llmbench.drive.opening import READ_BYTES, Failure, Tls, open_socket
 from llmbench.drive.poller import Poller
-from llmbench.drive.timeouts import Timeouts
-from llmbench.records import Call, Connect, Trace
+from llmbench.records import TOO_LARGE, Call, Connect, Trace
 
 OPENING_AT_ONCE = 32
 
@@ -47,11 +47,11 @@ class WireClient:
         endpoint: Endpoint,
         path: str,
         streams: Iterable[int],
-        timeouts: Timeouts,
+        limits: Limits,
         clock: Clock,
     ) -> None:
         self._poller = Poller()
-        self._new = partial(_Connection, endpoint, path, timeouts, clock, self._poller)
+        self._new = partial(_Connection, endpoint, path, limits, clock, self._poller)
         self._connections = {stream: self._new() for stream in streams}
 
     async def open(self) -> None:
@@ -96,10 +96,10 @@ class _Connection:
     """One connection, which carries one exchange at a time and is opened again where need be."""
 
     def __init__(
-        self, endpoint: Endpoint, path: str, timeouts: Timeouts, clock: Clock, poller: Poller
+        self, endpoint: Endpoint, path: str, limits: Limits, clock: Clock, poller: Poller
     ) -> None:
         self._endpoint = endpoint
-        self._timeouts = timeouts
+        self._limits = limits
         self._clock = clock
         self._poller = poller
         self._loop = asyncio.get_running_loop()
@@ -111,7 +111,7 @@ class _Connection:
         self._tls: Tls | None = None
         self._stages: Connect | None = None  # of the opening that no call has reported yet
         self._stamped = self._used = self._unsent = self._closes_silently = False
-        self._reply = _Reply()
+        self._reply = _Reply(limits)
         self._idle = True  # no exchange waits for what comes
         self._done: asyncio.Future[None] | None = None
 
@@ -141,7 +141,7 @@ class _Connection:
         """
         while True:
             reused = self._sock is not None and self._used
-            reply = self._reply = _Reply()
+            reply = self._reply = _Reply(self._limits)
             error = detail = ""
             try:
                 await self._attempt(call)
@@ -150,6 +150,8 @@ class _Connection:
             except asyncio.CancelledError:
                 error = "cancelled"
             end_ns = monotonic_ns()
+            if error == TOO_LARGE:
+                reply = self._reply = reply.beginning()
             if reused and error == "reset" and not reply.reads:
                 self.close()
                 self._closes_silently = True
@@ -174,10 +176,10 @@ class _Connection:
         self._done = self._loop.create_future()
         self._idle = False
         timers: list[asyncio.TimerHandle | BargeIn]
-        timers = [self._loop.call_later(self._timeouts.whole_s, self._time_out)]
-        if self._timeouts.first_token_s is not None:
+        timers = [self._loop.call_later(self._limits.whole_s, self._time_out)]
+        if self._limits.first_token_s is not None:
             timers.append(
-                self._loop.call_later(self._timeouts.first_token_s, self._time_out_unless_begun)
+                self._loop.call_later(self._limits.first_token_s, self._time_out_unless_begun)
             )
         if call.cut_after_s is not None:
             timers.append(BargeIn(call.cut_after_s, self._has_begun, self._cut, self._end))
@@ -231,6 +233,9 @@ class _Connection:
             self.close()  # whatever a server says unasked, it is about to leave
             return
         reply.reads.append((data, timespec, monotonic_ns(), self._poller.empty_at_ns))
+        reply.size += size
+        if reply.size > reply.check_at and self._is_beyond(reply):
+            return
         if reply.eager or data.endswith(_EMPTY_LINE) or size < len(_EMPTY_LINE):
             self._parse()
 
@@ -246,8 +251,20 @@ class _Connection:
         if self._idle:
             self.close()
             return
-        self._reply.reads.append((plain, timespec, read_at_ns, self._poller.empty_at_ns))
-        self._parse()
+        reply = self._reply
+        reply.reads.append((plain, timespec, read_at_ns, self._poller.empty_at_ns))
+        reply.size += len(plain)
+        if reply.size <= reply.check_at or not self._is_beyond(reply):
+            self._parse()
+
+    def _is_beyond(self, reply: "_Reply") -> bool:
+        """Whether ``reply`` is too large, with which it ends; else the next check is set."""
+        words = reply.check()
+        if words and reply.recording.cut_at_ns:
+            self._end()  # when the server would have stopped, nobody knows
+        elif words:
+            self._fail(Failure(TOO_LARGE, words))
+        return bool(words)
 
     # ── how a reply ends ─────────────────────────────────────────────────────────────────────────
 
@@ -259,6 +276,9 @@ class _Connection:
             return
         if complete:
             self._finish()
+        elif self._reply.size > HEAD_BYTES and not self._reply.headers_complete:
+            words = f"no end of the headers within {HEAD_BYTES >> 10} KiB"
+            self._fail(Failure("protocol", words))
 
     def _closed(self) -> None:
         """The server closed the connection: the end of a reply that is delimited so."""
@@ -280,18 +300,18 @@ class _Connection:
             self._fail(Failure("reset", words))
 
     def _time_out(self) -> None:
-        limit_s = self._timeouts.whole_s
+        limit_s = self._limits.whole_s
         self._fail(Failure("timeout", f"no end of the reply within {limit_s:g} s"))
 
     def _time_out_unless_begun(self) -> None:
         if not self._has_begun():
-            self._fail(self._timeouts.no_first_token)
+            self._fail(self._limits.no_first_token)
 
     def _has_begun(self) -> bool:
         """The one look at what a reply says while it comes in: is there a token?"""
         with suppress(httptools.HttpParserError):
             self._reply.parse()
-        return self._timeouts.has_begun(b"".join(self._reply.recording.pieces))
+        return self._limits.has_begun(b"".join(self._reply.recording.pieces))
 
     def _cut(self) -> None:
         """Close our side, which is all that a server sees of a client that goes, and read on."""
@@ -324,13 +344,16 @@ class _Connection:
 class _Reply:
     """One HTTP reply on its way in, parsed for its framing alone, as late as that can be.
 
-    ``reads`` holds ``(data, timespec, read_at_ns, empty_at_ns)`` for each read. ``eager`` is true
-    as long as any read may end the reply: until its headers are in, and after that unless it is
-    chunked.
+    ``reads`` holds ``(data, timespec, read_at_ns, empty_at_ns)`` for each read, ``size`` what they
+    brought. ``eager`` is true as long as any read may end the reply: until its headers are in, and
+    after that unless it is chunked.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self.reads: list[tuple[bytes, bytes, int, int]] = []
+        self.size = 0
+        self.check_at = limits.reads
         self.recording = Recording()
         self.eager = True
         self.headers_complete = self.complete = self.keeps_alive = False
@@ -339,13 +362,36 @@ class _Reply:
         self.on_body = self.recording.pieces.append
         self._parser: Any = httptools.HttpResponseParser(self)
 
+    def check(self) -> str:
+        """Why the reply is too large. Where it is not, it need not be checked again before it can
+        be: a read brings one byte at least."""
+        reads_left = self._limits.reads - len(self.reads)
+        self.check_at = min(self._limits.reply_bytes, self.size + reads_left)
+        return self._limits.exceeded(self.size, len(self.reads))
+
+    def beginning(self) -> "_Reply":
+        """The first bytes of the reply, as a reply of their own; this one is over."""
+        first, ours, left = _Reply(self._limits), self.recording, KEPT_BYTES
+        first.recording.connect = ours.connect
+        first.recording.sent_ns, first.recording.send_ns = ours.sent_ns, ours.send_ns
+        for data, timespec, read_at_ns, empty_at_ns in self.reads:
+            first.reads.append((data[:left], timespec, read_at_ns, empty_at_ns))
+            left -= len(data)
+            if left <= 0:
+                break
+        self._parser = None  # as in ``seal``
+        return first
+
     def parse(self) -> bool:
         """Parse the reads that have not been; whether the reply is complete."""
         pieces, after, feed = self.recording.pieces, self._pieces_after, self._parser.feed_data
         for data, _, _, _ in self.reads[len(after) :]:
+            before = len(pieces)
             try:
                 feed(data)
             finally:
+                if len(pieces) > before + 1:  # each would take more memory than its bytes
+                    pieces[before:] = [b"".join(pieces[before:])]
                 after.append(len(pieces))
         return self.complete
 

@@ -232,5 +232,5 @@ def _lengths(cell: Cell, facts: CellFacts, good: Requests) -> None:
     if opened:
         cell.connect_ms = {
             stage: block(np.array([getattr(each, f"{stage}_ns") / 1e6 for each in opened]))
-            for stage in ("dns", "tcp", "tls")
+            for stage in ("dns", "tcp", "proxy", "tls")
         }

@@ -10,7 +10,7 @@ from typing import Any
 from llmbench.apis import sse
 from llmbench.apis.chunks import MALFORMED, error_message
 from llmbench.measure.early import heard
-from llmbench.records import Event, Integers, Kind, Timeline, Trace, Usage
+from llmbench.records import TOO_LARGE, Event, Integers, Kind, Timeline, Trace, Usage
 
 _GENERATED, _ANSWER, _RARE = Kind.GENERATED, Kind.ANSWER, Kind.FINISH | Kind.ERROR
 """Looked up for every event."""
@@ -143,7 +143,7 @@ def _failed_without_a_stream(trace: Trace) -> tuple[str, str]:
 
 def _failed(trace: Trace, seen: int, error: str) -> tuple[str, str]:
     """The kind of failure of an event stream and its words; both empty for a good one."""
-    if error:
+    if error and trace.error != TOO_LARGE:
         return ("malformed" if error.startswith(MALFORMED) else "stream-error"), error
     if trace.error:
         return trace.error, trace.detail
