@@ -78,6 +78,8 @@ _IN_ONE_WORD = tuple(key for key in dict.fromkeys(_URL + _ENGINE) if key != "api
 
 def read_targets(given: Sequence[str | TargetTable], defaults: Defaults) -> list[Target]:
     """The targets in the order given, each with a name of its own. Raises ``UserError``."""
+    if not _VARIABLE.fullmatch(defaults.api_key_env):  # it is stored, whatever the targets are
+        raise UserError(f"--api-key-env: {_NAME_OF_A_VARIABLE}")
     targets = [_read(each, defaults) for each in given or [EMBEDDED]]
     names = [target.name for target in targets]
     for name in names:
@@ -219,6 +221,9 @@ def _check_url(place: str, where: str) -> None:
 
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME_OF_A_VARIABLE = (
+    "give the name of an environment variable, such as OPENAI_API_KEY, never the key itself"
+)
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -233,10 +238,7 @@ def _key_env(table: TargetTable, defaults: Defaults, where: str) -> str:
         return named[1]
     key_env = table.key_env or defaults.api_key_env
     if not _VARIABLE.fullmatch(key_env):
-        raise UserError(
-            f"{where}: key_env (--api-key-env) is the name of an environment variable, such as "
-            "OPENAI_API_KEY, never the key itself"
-        )
+        raise UserError(f"{where}: key_env: {_NAME_OF_A_VARIABLE}")
     return key_env
 
 

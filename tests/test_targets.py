@@ -129,8 +129,9 @@ def test_the_scheme_in_capitals() -> None:
     assert target_of("LLAMACPP:a.gguf").engine == "llamacpp"
 
 
-def test_the_variable_of_a_key_is_no_key() -> None:
-    said = refusal({"target": ["http://h"], "api_key_env": SECRET})
+@pytest.mark.parametrize("targets", [{"target": ["http://h"]}, {"target": ["vllm:m"]}, {}])
+def test_the_variable_of_a_key_is_no_key(targets: dict[str, Any]) -> None:
+    said = refusal(targets | {"api_key_env": SECRET})
     assert SECRET not in said
     assert "--api-key-env" in said
 
