@@ -64,7 +64,24 @@ def sweep(args: argparse.Namespace) -> int:
         sys.stdout.write(render_plan(settings, _survey(settings)))
         return GOOD
     run = _measure(settings)
-    return INTERRUPTED if run.interrupted else _exit_code(run.cells)
+    if run.interrupted:
+        return INTERRUPTED
+    if not settings.target:
+        _say_what_is_here(settings.format)
+    return _exit_code(run.cells)
+
+
+def _say_what_is_here(style: str) -> None:
+    """Tell a person, and no file or pipe, which servers of this machine could be measured."""
+    stream = sys.stdout if style in ("table", "markdown") else sys.stderr
+    if not stream.isatty():
+        return
+    import asyncio
+
+    from llmbench.drive import discovery
+
+    if servers := asyncio.run(discovery.servers_here()):
+        print(discovery.invitation(servers), file=stream)
 
 
 def _survey(settings: "Sweep") -> "Survey | None":
