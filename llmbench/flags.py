@@ -20,6 +20,7 @@ Flag = Callable[..., None]
 
 _PLAINER = {
     r"^argument ": "",
+    r"^ambiguous option: ": "ambiguous flag: ",
     r": expected one argument$": " needs a value",
     r": ignored explicit argument .*": " takes no value",
     r"^the following arguments are required: ": "missing: ",

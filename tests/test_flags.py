@@ -191,4 +191,4 @@ def test_a_flag_may_be_cut_short() -> None:
 def test_a_flag_that_is_cut_too_short(said: Said) -> None:
     code, _, words = said("sweep", "--tim", "1", "--c", "1")
     assert code == 2
-    assert re.fullmatch(r"llmbench sweep: ambiguous option: --c .*--concurrency.*\n", words)
+    assert re.fullmatch(r"llmbench sweep: ambiguous flag: --c .*--concurrency.*\n", words)
