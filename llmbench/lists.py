@@ -43,7 +43,7 @@ def words(text: str) -> list[str]:
 
 
 def items(text: str) -> list[str]:
-    """Read items, such as ``128,normal(512,128)``, none twice; a comma in parentheses parts none."""
+    """Read items, such as ``128,normal(512,128)``, none twice; commas in parentheses part none."""
     values = [item.strip() for item in re.split(r",(?![^()]*\))", text)]
     for value in values:
         if values.count(value) > 1:
