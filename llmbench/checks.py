@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from llmbench.datasets import FORMATS, detect, open_dataset
-from llmbench.errors import UserError
+from llmbench.errors import UserError, suggestion
 from llmbench.plan.arrivals import read_arrivals, read_rate
 from llmbench.plan.lengths import read_length, read_lengths, read_seconds, shown
 from llmbench.plan.prompts import DEFAULT_TEXT, texts
 from llmbench.plan.until import read_until
 from llmbench.records import TEXT_FORMATS
-from llmbench.targets import IN_PROCESS, suggestion
+from llmbench.targets import IN_PROCESS
 
 if TYPE_CHECKING:
     from llmbench.config import Sweep

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def sweep(args: argparse.Namespace) -> int:
-    """Measure every target × concurrency × prompt length, and print one table."""
+    """Measure targets side by side, at each load and prompt length."""
     from llmbench.config import load_sweep
 
     settings = load_sweep(_given(args), args.config)
@@ -66,7 +66,22 @@ def sweep(args: argparse.Namespace) -> int:
         sys.stdout.write(render_plan(settings, _survey(settings)))
         return GOOD
     run = _measure(settings)
-    return INTERRUPTED if run.interrupted else _exit_code(run.cells)
+    if run.interrupted:
+        return INTERRUPTED
+    if not settings.target:
+        _say_what_is_here(settings.format)
+    return _exit_code(run.cells)
+
+
+def _say_what_is_here(style: str) -> None:
+    """Tell which servers of this machine could be measured, apart from what machines read."""
+    import asyncio
+
+    from llmbench.drive import discovery
+
+    if servers := asyncio.run(discovery.servers_here()):
+        stream = sys.stdout if style in IN_WORDS else sys.stderr
+        print(discovery.invitation(servers), file=stream)
 
 
 def _survey(settings: "Sweep") -> "Survey | None":
@@ -136,7 +151,7 @@ def _say_what_is_missing(sweep: "Sweep", cells: int) -> bool:
 
 
 def capacity(args: argparse.Namespace) -> int:
-    """Find the highest load that meets the objectives, in a dozen probes at most."""
+    """Find the highest load that still meets your objectives."""
     from llmbench.config import load_search
     from llmbench.drive.capacity import CapacityRun
 
@@ -151,7 +166,7 @@ def capacity(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Work out every figure again from what a run stored, and print the table."""
+    """Work out the figures of a stored run again, and print them."""
     from llmbench.measure.cell import report_cells
     from llmbench.measure.slo import limits_ms, read_slo
     from llmbench.prices import read_prices
@@ -234,7 +249,7 @@ def _print_report(args: argparse.Namespace, run: "Run", rows: "Sequence[Costed]"
 
 
 def budget(args: argparse.Namespace) -> int:
-    """Say whether spoken turns keep within their budget, and for how many users."""
+    """Check spoken turns against a time budget, by number of users."""
     from llmbench import budget
 
     if args.run_dir is not None and args.search:
@@ -249,14 +264,14 @@ def budget(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Write the requests or the figures of a run for other tools: Parquet, CSV, gauges, MLflow."""
+    """Write a stored run as Parquet, CSV, gauges or MLflow runs."""
     from llmbench import export
 
     return export.run(args)
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Say by how much stored runs differ, how sure that is, and whether a gate fails."""
+    """Tell whether runs differ beyond chance, and gate a CI by it."""
     from llmbench import compare
 
     if args.ab:
@@ -269,7 +284,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def calibrate(args: argparse.Namespace) -> int:
-    """Measure a server with known send times, and print how far off the ruler is."""
+    """Measure llmbench's own error, at a server of known send times."""
     from llmbench.report.calibration import render_calibration
     from llmbench.report.live import LiveView
     from llmbench.truth.calibrate import ENOUGH_TO_KEEP, keep, run
@@ -308,7 +323,7 @@ def models(args: argparse.Namespace) -> int:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    """Say whether this machine can measure, and whether targets answer."""
+    """Check whether this machine can measure and targets answer."""
     from llmbench import doctor
 
     return doctor.run(args)
@@ -317,14 +332,14 @@ def doctor(args: argparse.Namespace) -> int:
 COMMANDS = {
     "sweep": sweep,
     "capacity": capacity,
-    "report": report,
-    "export": export,
     "compare": compare,
     "budget": budget,
-    "calibrate": calibrate,
-    "truth-server": truth_server,
-    "models": models,
+    "report": report,
+    "export": export,
     "doctor": doctor,
+    "calibrate": calibrate,
+    "models": models,
+    "truth-server": truth_server,
 }
 
 
@@ -351,7 +366,8 @@ def _print_cells(
 
         found, cells = cells, _in_order(run, cells)
         ran = any(cell.target == baseline for cell in cells)  # an interrupted run may end before
-        most = None if why else MOST_LINES - 1  # the machine has one, too
+        # The machine has a line too, and servers that are here where no target was given.
+        most = None if why else MOST_LINES - 1 - (not run.sweep.target)
         sys.stdout.write(RENDERERS[style](cells, baseline if ran else None, most))
         if style in IN_WORDS:
             from llmbench.report.provenance import render_provenance

@@ -13,14 +13,14 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from llmbench.checks import BARGE_IN_AFTER, check_load, dataset_format
-from llmbench.errors import UserError
+from llmbench.errors import UserError, suggestion
 from llmbench.measure.slo import limits_ms, read_slo
 from llmbench.plan.arrivals import Rate, read_arrivals, read_rate
 from llmbench.plan.lengths import Length, read_length, read_lengths, read_seconds
 from llmbench.plan.prompts import DEFAULT_TEXT
 from llmbench.plan.until import LOOKS
 from llmbench.records import Content, Load, Target
-from llmbench.targets import IN_PROCESS, Defaults, TargetTable, read_targets, suggestion
+from llmbench.targets import IN_PROCESS, Defaults, TargetTable, read_targets
 
 MOST_STREAMS = 1_000_000
 Count = Annotated[int, Meta(ge=1, le=MOST_STREAMS)]

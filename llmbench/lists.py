@@ -5,7 +5,7 @@ import re
 
 
 def number(text: str) -> float:
-    """``"2.5"``."""
+    """Read a number, such as ``2.5``."""
     try:
         return float(text)
     except ValueError:
@@ -13,14 +13,14 @@ def number(text: str) -> float:
 
 
 def whole(text: str) -> int:
-    """``"30"``."""
+    """Read a whole number, such as ``30``."""
     if not re.fullmatch(r"-?[0-9]{1,18}", text.strip()):
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number; write it like 30")
     return int(text)
 
 
 def counts(text: str) -> list[int]:
-    """``"1,8,32"`` as whole numbers from 1, none twice."""
+    """Read whole numbers from 1, such as ``1,8,32``, none twice."""
     values = []
     for word in words(text):
         if not re.fullmatch(r"[0-9]+", word) or int(word) < 1:
@@ -34,7 +34,7 @@ def counts(text: str) -> list[int]:
 
 
 def words(text: str) -> list[str]:
-    """``"wire,openai"`` as words, none twice."""
+    """Read words, such as ``wire,openai``, none twice."""
     values = [word.strip() for word in text.split(",")]
     for value in values:
         if values.count(value) > 1:
@@ -43,7 +43,7 @@ def words(text: str) -> list[str]:
 
 
 def items(text: str) -> list[str]:
-    """``"128,normal(512,128)"``, split at the commas outside of parentheses; none twice."""
+    """Read items, such as ``128,normal(512,128)``, none twice; commas in parentheses part none."""
     values = [item.strip() for item in re.split(r",(?![^()]*\))", text)]
     for value in values:
         if values.count(value) > 1:
@@ -52,7 +52,7 @@ def items(text: str) -> list[str]:
 
 
 def pairs(text: str) -> dict[str, str]:
-    """``"ttft.p95=500ms,e2e.p99=2s"`` as a mapping."""
+    """Read a mapping, such as ``ttft.p95=500ms,e2e.p99=2s``."""
     parts = [word.partition("=") for word in words(text)]
     for name, equals, value in parts:
         if not (name and equals and value):

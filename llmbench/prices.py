@@ -11,8 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from llmbench.errors import UserError
-from llmbench.targets import suggestion
+from llmbench.errors import UserError, suggestion
 
 Money = Annotated[float, Meta(ge=0)]
 

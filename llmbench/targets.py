@@ -1,6 +1,5 @@
 """What the user wrote of a target → Target: a URL, an engine, or a server's own command line."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +8,16 @@ from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
-from llmbench.errors import UserError
+from llmbench.errors import UserError, suggestion
 from llmbench.records import Price, Target
 
 APIS = ("chat", "completions")
 IN_PROCESS = ("llamacpp", "onnx", "transformers", "vllm")
 MANAGED = ("llamacpp-server", "transformers-server", "vllm-server")
+ENGINES = IN_PROCESS + MANAGED
+SCHEMES = ("http", "https")
 COMMAND = "command"
 EMBEDDED = "llamacpp-server:"
 EMBEDDED_NAME = "llama.cpp (embedded)"
@@ -29,9 +31,9 @@ class TargetTable(
     """A ``[[target]]`` of a config file. A target in one word, ``URL?name=a&model=b``, has the same
     keys as its options.
 
-    ``target`` is a URL or ``engine:model``. With a ``command``, llmbench starts that and waits
-    until ``health`` (a path or a URL) answers; ``{port}`` in it stands for a free port. ``api_key``
-    is ``"${NAME}"``: the variable that holds the key.
+    ``target`` is a URL, ``host:port`` or ``engine:model``. With a ``command``, llmbench starts that
+    and waits until ``health`` (a path or a URL) answers; ``{port}`` in it stands for a free port.
+    ``api_key`` is ``"${NAME}"``: the variable that holds the key.
     """
 
     target: str = ""
@@ -76,6 +78,8 @@ _IN_ONE_WORD = tuple(key for key in dict.fromkeys(_URL + _ENGINE) if key != "api
 
 def read_targets(given: Sequence[str | TargetTable], defaults: Defaults) -> list[Target]:
     """The targets in the order given, each with a name of its own. Raises ``UserError``."""
+    if not _VARIABLE.fullmatch(defaults.api_key_env):  # it is stored, whatever the targets are
+        raise UserError(f"--api-key-env: {_NAME_OF_A_VARIABLE}")
     targets = [_read(each, defaults) for each in given or [EMBEDDED]]
     names = [target.name for target in targets]
     for name in names:
@@ -96,17 +100,48 @@ def _read(given: str | TargetTable, defaults: Defaults) -> Target:
         table = given
         if "?" in table.target:
             raise UserError(f"{where}: in a table, options are keys of their own, not after a '?'")
-    kind = COMMAND if table.command else table.target.partition(":")[0].lower()
-    if table.command or kind in ("http", "https"):
+    if _is_host_and_port(table.target):
+        # A key goes to the port of TLS in no other way.
+        secure = table.target.partition("/")[0].endswith(":443")
+        table = replace(table, target=f"http{'s' * secure}://{table.target}")
+    kind = COMMAND if table.command else _kind(table.target)
+    if table.command or kind in SCHEMES:
         _check_keys(table, _COMMAND if table.command else _URL, where)
         return _server(table, kind, defaults, where)
-    if kind in IN_PROCESS + MANAGED:
+    if kind in ENGINES:
         _check_keys(table, _KEYS.get(kind, _ENGINE), where)
         return _engine(table, kind, defaults, where)
+    host = table.target if _HOST_ALONE.fullmatch(table.target) else "host"
     raise UserError(
-        f"{where}: neither a URL nor an engine; write http://host:8000, or ENGINE:MODEL, where "
-        f"ENGINE is one of {', '.join(IN_PROCESS + MANAGED)}"
+        f"{where}: neither a URL nor an engine; write http://{host}:8000, or ENGINE:MODEL, where "
+        f"ENGINE is one of {', '.join(ENGINES)}"
     )
+
+
+_HOST_AND_PORT = re.compile(
+    r"(\[[^]/@]+\]|[a-z0-9][a-z0-9._-]*):([0-9]+|\{port\})(/.*)?", re.ASCII | re.IGNORECASE
+)
+_HOST_ALONE = re.compile(
+    r"localhost|\[[0-9a-f:]+\]|[0-9]+(\.[0-9]+){3}|([a-z0-9-]+\.)+(?!gguf$)[a-z]{2,}",
+    re.ASCII | re.IGNORECASE,
+)
+
+
+def is_target(spec: str) -> bool:
+    """Whether ``spec`` reads as a URL, a host with its port, or an engine."""
+    place = spec.partition("?")[0]
+    return _kind(place) in SCHEMES + ENGINES or _is_host_and_port(place)
+
+
+def _kind(place: str) -> str:
+    """The word before the colon: a scheme, an engine, or a host."""
+    return place.partition(":")[0].lower()
+
+
+def _is_host_and_port(place: str) -> bool:
+    """Whether ``place`` is a URL that only lacks its scheme. An engine's word is no host."""
+    known = _kind(place) in SCHEMES + ENGINES
+    return not known and _HOST_AND_PORT.fullmatch(place) is not None
 
 
 def _one_word(spec: str) -> TargetTable:
@@ -183,11 +218,14 @@ def _check_url(place: str, where: str) -> None:
         parts.port  # noqa: B018 - reading it is what checks it
     except ValueError:
         raise UserError(f"{where}: the port is not a number up to 65535") from None
-    if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
+    if parts.scheme.lower() not in SCHEMES or not parts.hostname:
         raise UserError(f"{where}: the host is missing; write http://host:8000")
 
 
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME_OF_A_VARIABLE = (
+    "give the name of an environment variable, such as OPENAI_API_KEY, never the key itself"
+)
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -202,10 +240,7 @@ def _key_env(table: TargetTable, defaults: Defaults, where: str) -> str:
         return named[1]
     key_env = table.key_env or defaults.api_key_env
     if not _VARIABLE.fullmatch(key_env):
-        raise UserError(
-            f"{where}: key_env (--api-key-env) is the name of an environment variable, such as "
-            "OPENAI_API_KEY, never the key itself"
-        )
+        raise UserError(f"{where}: key_env: {_NAME_OF_A_VARIABLE}")
     return key_env
 
 
@@ -253,12 +288,6 @@ def _engine_name(table: TargetTable, kind: str, model: str) -> str:
         return EMBEDDED_NAME if f"{kind}:" == EMBEDDED else "llama.cpp (in process)"
     words = [kind, Path(model).name.removesuffix(".gguf"), table.dtype, table.quantization]
     return " ".join(word for word in words if word)
-
-
-def suggestion(word: str, known: Sequence[str]) -> str:
-    """The end of a message about an unknown ``word``: what may have been meant."""
-    close = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
 
 
 def shown(spec: str) -> str:

@@ -34,11 +34,12 @@ def test_this_machine_can_measure(examined: Callable[..., tuple[int, dict[str, d
     assert {"cores", "disk", "llama.cpp", "API key", "calibrations"} <= found.keys()
 
 
+@pytest.mark.parametrize("scheme", ["http://", ""])
 def test_targets_are_asked(
-    examined: Callable[..., tuple[int, dict[str, dict]]], truth: Truth
+    examined: Callable[..., tuple[int, dict[str, dict]]], truth: Truth, scheme: str
 ) -> None:
-    server = truth()
-    code, found = examined("--target", f"{server.url}?name=here")
+    place = truth().url.removeprefix("http://")
+    code, found = examined("--target", f"{scheme}{place}?name=here")
     assert code == 0
     assert found["here"]["level"] == "good"
     assert "answers as truth" in found["here"]["said"]

@@ -121,6 +121,13 @@ def test_a_command(read: Read) -> None:
     ("lines", "spec", "url", "name"),
     [
         ('target = "http://h:9"', "http://h:9", "http://h:9/v1", "serve:9"),
+        ('target = "h:9"', "http://h:9", "http://h:9/v1", "serve:9"),
+        (
+            'target = "localhost:{port}"\nenv = {PORT = "{port}"}',
+            "http://localhost:{port}",
+            "http://localhost:{port}/v1",
+            "serve",
+        ),
         ('target = "http://h:9"\nname = "n"', "http://h:9", "http://h:9/v1", "n"),
         (
             'target = "http://[::1]:{port}/api/v2"\nenv = {PORT = "{port}"}',
@@ -180,10 +187,17 @@ def test_wrong_tables(refused: Refused, lines: str, where: str, why: str) -> Non
 
 
 def test_a_wrong_target_in_one_word_names_its_file(refused: Refused) -> None:
-    said = refused('target = ["http://a", "b:1"]')
-    assert said.startswith("FILE: target b:1: neither a URL nor an engine")
-    flags = {"target": ["c:2"]}
-    assert refused('target = "b:1"', **flags).startswith("--target c:2: neither")
+    said = refused('target = ["http://a", "b:m"]')
+    assert said.startswith("FILE: target b:m: neither a URL nor an engine")
+    flags = {"target": ["c:m"]}
+    assert refused('target = "b:m"', **flags).startswith("--target c:m: neither")
+
+
+def test_a_host_and_port_in_a_file(read: Read) -> None:
+    words = read('target = ["localhost:8000", "10.0.0.5:1/v1"]').targets()
+    assert [each.url for each in words] == ["http://localhost:8000/v1", "http://10.0.0.5:1/v1"]
+    (table,) = read('[[target]]\ntarget = "localhost:8000"\nmodel = "m"').targets()
+    assert (table.url, table.name, table.model) == (words[0].url, "localhost:8000", "m")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from test_config import refusal
 from llmbench.config import load_sweep
 from llmbench.plan.grid import grid
 from llmbench.records import Target
+from llmbench.targets import is_target
 
 SECRET = "sk-5ecret"
 
@@ -47,11 +48,54 @@ def target_of(spec: str, **flags: Any) -> Target:
         ("http://[::1]:8000", "http://[::1]:8000/v1", "[::1]:8000"),
         ("http://[fe80::1]", "http://[fe80::1]/v1", "[fe80::1]"),
         ("http://h:65535", "http://h:65535/v1", "h:65535"),
+        ("localhost:8000", "http://localhost:8000/v1", "localhost:8000"),
+        ("h:8000/", "http://h:8000/v1", "h:8000"),
+        ("10.0.0.5:8000/v1", "http://10.0.0.5:8000/v1", "10.0.0.5:8000"),
+        ("h.example:80/api/v4", "http://h.example:80/api/v4", "h.example:80"),
+        ("[::1]:8000", "http://[::1]:8000/v1", "[::1]:8000"),
+        ("my_host-2:1", "http://my_host-2:1/v1", "my_host-2:1"),
+        ("8:8", "http://8:8/v1", "8:8"),
     ],
 )
 def test_urls(spec: str, url: str, name: str) -> None:
     target = target_of(spec)
     assert (target.url, target.name, target.engine) == (url, name, "")
+
+
+def test_a_host_and_port_is_the_url_that_it_lacks_the_scheme_of() -> None:
+    options = "model=m&name=x&key_env=MY_KEY"
+    assert target_of(f"h.example:80?{options}") == target_of(f"http://h.example:80?{options}")
+    assert target_of(f"h:443/v1?{options}") == target_of(f"https://h:443/v1?{options}")
+    assert target_of(f"h:1443?{options}") == target_of(f"http://h:1443?{options}")
+    assert target_of("localhost:8000") == target_of("http://localhost:8000")
+
+
+@pytest.mark.parametrize("word", ["llamacpp", "vllm", "vllm-server", "VLLM"])
+def test_a_number_after_an_engine_is_a_model(word: str) -> None:
+    target = target_of(f"{word}:8000")
+    assert (target.engine, target.model, target.url) == (word.lower(), "8000", "")
+
+
+@pytest.mark.parametrize(
+    ("word", "reads"),
+    [
+        ("http://h", True),
+        ("localhost:8000", True),
+        ("h:8000/v1?model=m", True),
+        ("[::1]:8000", True),
+        ("vllm:m", True),
+        ("llamacpp:a/b.gguf", True),
+        ("localhost", False),
+        ("runs/before", False),
+        ("runs/a:8", False),
+        ("C:runs", False),
+        ("h:80a", False),
+        ("user@h:80", False),
+        ("", False),
+    ],
+)
+def test_what_reads_as_a_target(word: str, reads: bool) -> None:
+    assert is_target(word) == reads
 
 
 def test_what_a_target_takes_from_the_flags() -> None:
@@ -87,8 +131,9 @@ def test_the_scheme_in_capitals() -> None:
     assert target_of("LLAMACPP:a.gguf").engine == "llamacpp"
 
 
-def test_the_variable_of_a_key_is_no_key() -> None:
-    said = refusal({"target": ["http://h"], "api_key_env": SECRET})
+@pytest.mark.parametrize("targets", [{"target": ["http://h"]}, {"target": ["vllm:m"]}, {}])
+def test_the_variable_of_a_key_is_no_key(targets: dict[str, Any]) -> None:
+    said = refusal(targets | {"api_key_env": SECRET})
     assert SECRET not in said
     assert "--api-key-env" in said
 
@@ -105,7 +150,8 @@ def test_an_empty_name_is_none() -> None:
         ("http://h?model=m&token=" + SECRET, "unknown option 'token'"),
         ("llamacpp:a.gguf?model=" + SECRET, "option 'model' is not for this kind of target"),
         ("h:8000?key=" + SECRET, "unknown option 'key'"),
-        ("h:8000?model=" + SECRET, "neither a URL nor an engine"),
+        ("h:99999?model=" + SECRET, "the port is not a number up to 65535"),
+        ("h?model=" + SECRET, "neither a URL nor an engine"),
         ("http://h:99999?name=" + SECRET, "port"),
         (f"http://user:{SECRET}@h", "put no password in a URL"),
         (f"http://{SECRET}@h", "put no password in a URL"),
@@ -132,11 +178,20 @@ def test_secrets_are_never_echoed(spec: str, words: str) -> None:
     ("spec", "words"),
     [
         (
-            "localhost:8000",
-            "neither a URL nor an engine; write http://host:8000, or ENGINE:MODEL, where ENGINE is "
-            "one of llamacpp, onnx, transformers, vllm, llamacpp-server, transformers-server, ",
+            "localhost",
+            "neither a URL nor an engine; write http://localhost:8000, or ENGINE:MODEL, where "
+            "ENGINE is one of llamacpp, onnx, transformers, vllm, llamacpp-server, ",
         ),
-        ("vlm:m", "neither a URL nor an engine"),
+        ("example.com", "write http://example.com:8000, or ENGINE:MODEL"),
+        ("10.0.0.5", "write http://10.0.0.5:8000, or ENGINE:MODEL"),
+        ("[::1]", "write http://[::1]:8000, or ENGINE:MODEL"),
+        ("vlm:m", "write http://host:8000, or ENGINE:MODEL"),
+        ("tiny-q4.gguf", "write http://host:8000, or ENGINE:MODEL"),
+        ("models/a:8000", "neither a URL nor an engine"),
+        ("localhost:99999", "the port is not a number up to 65535"),
+        ("localhost:8000x", "neither a URL nor an engine"),
+        ("http:8000", "the host is missing"),
+        ("[zz]:80", "[zz]:80"),
         ("command:m", "neither a URL nor an engine"),
         ("vllm:", "name the model: vllm:MODEL, a directory or a hub id"),
         ("transformers-server:", "name the model: transformers-server:MODEL"),

@@ -9,9 +9,8 @@ from llmbench.datasets.detection import detect
 from llmbench.datasets.formats import FORMATS, TABLES
 from llmbench.datasets.opening import READ_ERRORS, opened, unreadable
 from llmbench.datasets.rows import Broken, Reader
-from llmbench.errors import UserError
+from llmbench.errors import UserError, suggestion
 from llmbench.records import Sample
-from llmbench.targets import suggestion
 
 __all__ = ["FORMATS", "Broken", "Reader", "Rows", "detect", "open_dataset"]
 

@@ -5,9 +5,8 @@ from typing import Any
 
 from llmbench.datasets.fields import Clock, count, moment, optional_count, text
 from llmbench.datasets.rows import Unusable
-from llmbench.errors import UserError
+from llmbench.errors import UserError, suggestion
 from llmbench.records import Message, Sample
-from llmbench.targets import suggestion
 
 PROMPTS = ("prompt", "question", "instruction", "input", "text")
 NAMES = ("prompt", "system", "output_tokens", "prompt_tokens", "at")

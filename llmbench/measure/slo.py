@@ -9,9 +9,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from llmbench.errors import UserError
+from llmbench.errors import UserError, suggestion
 from llmbench.records import Block, Cell, Objective
-from llmbench.targets import suggestion
 
 METRICS = ("ttfr", "ttft", "ttfat", "itl", "icl", "tpot", "e2e")
 QUANTILES = ("p50", "p90", "p95", "p99")
