@@ -36,6 +36,7 @@ def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ConnectProxy]:
 
 HOLDS: list[tuple[dict[str, str], str, str | None]] = [
     ({}, "http://llm.test", None),
+    ({"ALL_PROXY": "http://p:1"}, "", None),  # an engine in process
     ({"HTTP_PROXY": "http://p:3128"}, "http://llm.test", "p:3128"),
     ({"HTTP_PROXY": "http://p:3128"}, "https://llm.test", None),
     ({"HTTPS_PROXY": "http://p:3128/"}, "https://llm.test/v1", "p:3128"),

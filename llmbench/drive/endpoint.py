@@ -65,14 +65,14 @@ class Endpoint(Struct, frozen=True):
 
 
 def endpoint(target: Target) -> Endpoint:
-    """The endpoint of ``target``, with its key and proxy from the environment and its CA file
+    """The endpoint of ``target`` (an empty one for an engine in process), with its key and proxy from the environment and its CA file
     loaded."""
     parts = urlsplit(target.url)
     secure = parts.scheme == "https"
     return Endpoint(
         url=target.url,
         host=parts.hostname or "",
-        port=parts.port or DEFAULT_PORTS[parts.scheme],
+        port=parts.port or DEFAULT_PORTS["https" if secure else "http"],
         path=parts.path,
         tls=_tls_context(target.ca_file) if secure else None,
         key=key_of(target),

@@ -65,7 +65,7 @@ def proxy_of(url: str) -> Proxy | None:
     names one that cannot be used."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if is_loopback(host):
+    if not host or is_loopback(host):
         return None
     named = _named(parts.scheme)
     where = authority(host, parts.port or DEFAULT_PORTS[parts.scheme])
