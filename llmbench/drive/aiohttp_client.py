@@ -22,6 +22,8 @@ CONNECT_TIMEOUT_S = 10.0
 class AiohttpClient:
     """One session whose pool is as large as the load."""
 
+    settle = None
+
     def __init__(self, endpoint: Endpoint, path: str, timeout_s: float, clock: Clock) -> None:
         self._url = endpoint.url + path
         self._clock = clock
@@ -69,9 +71,6 @@ class AiohttpClient:
                 recording.keep_header(name, value)
             async for piece in reply.content.iter_any():
                 recording.add(piece, time.monotonic_ns())
-
-    def settle(self, trace: Trace) -> Trace:
-        return trace
 
     async def close(self) -> None:
         await self._reusing.close()

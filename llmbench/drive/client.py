@@ -2,6 +2,7 @@
 
 import time
 from array import array
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -33,8 +34,9 @@ class Client(Protocol):
     async def exchange(self, call: Call) -> Trace:
         """Send ``call`` and see its reply to the end; cancelled, return what had come so far."""
 
-    def settle(self, trace: Trace) -> Trace:
-        """Finish, when the cell is over, what the hot path put off for ``trace``."""
+    @property
+    def settle(self) -> Callable[[Trace], Trace] | None:
+        """What finishes a trace when the cell is over, where the hot path has put something off."""
 
     async def close(self) -> None:
         """Drop every connection."""
