@@ -19,7 +19,7 @@ class Spool:
     def __init__(self, path: Path, cleaned: Callable[[Trace], Trace] = lambda trace: trace) -> None:
         self.path = path
         self._cleaned = cleaned
-        self._file = path.open("ab", buffering=0)
+        self._file = path.open("wb", buffering=0)
         self._record = bytearray()
 
     def append(self, trace: Trace) -> Trace:
@@ -29,7 +29,8 @@ class Spool:
         written = self._file.write(self._record)
         if written < len(self._record):
             # Half a record would hide those after it; a smaller one may still find room.
-            os.truncate(self.path, self._file.tell() - written)
+            self._file.seek(-written, os.SEEK_CUR)
+            self._file.truncate()
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return cleaned
 
