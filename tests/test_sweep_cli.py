@@ -505,7 +505,7 @@ def measured(server: TruthServer) -> int:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_keeps_what_was_measured(
     truth: Truth,
     run_llmbench: Llmbench,
