@@ -35,6 +35,9 @@ __all__ = ["run"]  # the fixture
 Truth = Callable[..., TruthServer]
 
 
+STUBBORN = "sleep 60.25"
+
+
 def spooled(path: Path, *traces: Trace) -> Path:
     spool = Spool(path)
     for trace in traces:
@@ -63,6 +66,7 @@ def test_a_record_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     for size in range(third, len(whole)):
         (tmp_path / "part").write_bytes(whole[:size])
         assert list(read_part(tmp_path / "part")) == traces[:2], size
+        assert count_in_part(tmp_path / "part") == 2
 
 
 def test_a_damaged_record_ends_the_reading(tmp_path: Path) -> None:
@@ -108,7 +112,8 @@ def test_a_full_disk_keeps_what_was_written(tmp_path: Path) -> None:
                 spool.append(seen(b"x" * 6_000, index=1))
         spool.append(seen(b"x" * 1_000, index=2))
     spool.close()
-    assert [trace.index for trace in read_part(path)] == [0, 2]
+    fits = seen(b"x" * 5_000, index=0), seen(b"x" * 1_000, index=2)
+    assert path.read_bytes() == spooled(tmp_path / "fits", *fits).read_bytes()
 
 
 def test_the_key_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,7 +334,7 @@ def family(pid: int) -> list[int]:
 def test_the_second_signal_waits_for_no_engine(run_llmbench: Llmbench, tmp_path: Path) -> None:
     """This one ignores the polite signal, and would be waited for for half a minute."""
     serve = (
-        "(trap '' TERM; sleep 60) & "
+        f"(trap '' TERM; exec {STUBBORN}) & "
         f"exec {sys.executable} -m llmbench truth-server --port $0 --ttft-ms 5 --itl-ms 1"
     )
     config = tmp_path / "sweep.toml"
@@ -350,6 +355,27 @@ def test_the_second_signal_waits_for_no_engine(run_llmbench: Llmbench, tmp_path:
     (cell,) = RunDirectory.open(run_dir).run.cells
     assert cell.stopped == "interrupted"
     assert (cell.stored or 0) > 5
+    assert STUBBORN not in subprocess.check_output(["ps", "-eo", "args"], text=True).splitlines()
+
+
+def test_the_second_signal_waits_for_no_worker(
+    truth: Truth, run_llmbench: Llmbench, run_dir: Path
+) -> None:
+    server = truth(ttft_ms=10.0, itl_ms=4.0)
+    flags = ("--concurrency", 4, "--requests", 1000, "--workers", 2, "--warmup", 0)
+    flags += ("--output-tokens", 4, "--no-calibrate", "--out", run_dir)
+    process = run_llmbench.start("sweep", "--target", server.url, *flags)
+    until(lambda: in_parts(run_dir) > 20)
+    os.kill(max(family(process.pid)), signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)  # it now waits for a worker that says nothing
+    kept = in_parts(run_dir)
+    process.send_signal(signal.SIGINT)
+    done = run_llmbench.end(process, timeout_s=20)
+    assert (done.code, done.problems) == (130, [])
+    (cell,) = RunDirectory.open(run_dir).run.cells
+    assert cell.stopped == "interrupted"
+    assert (cell.stored or 0) >= kept
 
 
 def test_a_worker_that_is_killed_ends_its_cell_alone(
