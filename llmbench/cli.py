@@ -2,6 +2,8 @@
 
 import argparse
 import io
+import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -38,18 +40,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args)
         sys.stdout.flush()
     except UserError as problem:
-        print(f"llmbench: {problem}", file=sys.stderr)
+        _complain(problem)
         return problem.exit_code
     except BrokenPipeError:
-        sys.stderr.close()
+        _let_go_of_output()
         return GOOD
     except KeyboardInterrupt:
-        print("llmbench: interrupted", file=sys.stderr)
+        _complain("interrupted")
         return INTERRUPTED
     except OSError as problem:
-        print(f"llmbench: {problem}", file=sys.stderr)
+        _complain(problem)
         return WRONG_USAGE
     return code
+
+
+def _complain(problem: object) -> None:
+    """Say on stderr, if somebody is there to read it, what ends the command."""
+    try:
+        print(f"llmbench: {problem}", file=sys.stderr)
+    except OSError:
+        _let_go_of_output()
+
+
+def _let_go_of_output() -> None:
+    """Write to nowhere from now on: a terminal or a pipe is gone, and what is left in the streams
+    would be an error once more when Python ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 # ── the commands ─────────────────────────────────────────────────────────────────────────────────
@@ -107,6 +126,7 @@ def _measure(settings: "Sweep", runner: "Runs | None" = None, *, quiet: bool = F
     from llmbench import host
     from llmbench.drive.endpoint import check_environment
     from llmbench.drive.open_files import check_open_files
+    from llmbench.drive.signals import heard
     from llmbench.drive.sweep import SweepRun
     from llmbench.report.live import LiveView
     from llmbench.report.plan import announcement
@@ -121,23 +141,35 @@ def _measure(settings: "Sweep", runner: "Runs | None" = None, *, quiet: bool = F
     view.say(announcement(settings))
     run = (runner or SweepRun)(directory, view)
     began_s = time.monotonic()
-    try:
-        run.run()
-        if settings.calibrate and not run.interrupted:
-            from llmbench.truth.calibrate import calibrate_cells
+    with heard(signal.default_int_handler):  # also while it is calibrated, and the table is made
+        try:
+            run.run()
+            if settings.calibrate and not run.interrupted:
+                from llmbench.truth.calibrate import calibrate_cells
 
-            elapsed_s = time.monotonic() - began_s
-            calibrate_cells(directory, run.single_cells, view, elapsed_s)
-    finally:
-        directory.save_summary(run.cells)
+                elapsed_s = time.monotonic() - began_s
+                calibrate_cells(directory, run.single_cells, view, elapsed_s)
+        finally:
+            with suppress(OSError):  # a full disk; ``llmbench report`` makes it again
+                directory.save_summary(run.cells)
+            _show(run, directory, settings, quiet=quiet)
+    return run
+
+
+def _show(run: "SweepRun", directory: "RunDirectory", settings: "Sweep", *, quiet: bool) -> None:
+    """Print the table of a run that has ended, and where the evidence is."""
+    try:
         if not quiet:
             _print_cells(
                 directory.run, run.cells, settings.format, settings.baseline, why=settings.why
             )
         print(f"evidence: {directory.path}", file=sys.stderr)
-    if run.interrupted and run.single_cells:
-        _say_what_is_missing(settings, len(run.single_cells))
-    return run
+        if run.interrupted and run.single_cells:
+            _say_what_is_missing(settings, len(run.single_cells))
+    except OSError:
+        if not run.interrupted:
+            raise
+        _let_go_of_output()  # the terminal is gone, which is what interrupted it
 
 
 def _say_what_is_missing(sweep: "Sweep", cells: int) -> bool:
@@ -186,7 +218,7 @@ def report(args: argparse.Namespace) -> int:
     cells = report_cells(run.targets, slo, runs)
     if not cells:
         raise UserError(f"{args.run_dir}: no cell was finished")
-    if args.slo is None:  # what if is no fact of the run
+    if args.slo is None and not directory.is_live:  # what if is no fact of the run
         with suppress(OSError):  # a read-only run is still worth reading
             directory.save_summary(cells)
     rows = _costed(cells, prices)

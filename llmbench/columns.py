@@ -32,7 +32,7 @@ LONG_BYTES = 8 << 20
 BLOCK_BYTES = 4 << 20
 """What is hashed at a time: other threads may run meanwhile."""
 
-_DECODERS = ("apis", "measure", "records.py", "store.py")
+_DECODERS = ("apis", "measure", "parts.py", "records.py", "store.py")
 """Of the package, what the figures of a request come from."""
 
 

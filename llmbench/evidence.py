@@ -49,6 +49,8 @@ def _pieces(directory: RunDirectory) -> Iterator[tuple[int, Requests]]:
     """The requests of each cell, those of one that was only kept in part in several pieces."""
     run, path = directory.run, directory.requests_path
     apis = {facts.cell: run.targets[facts.target].api for facts in run.cells}
+    running = run.running
+    api = apis.pop(running.cell) if running is not None else ""  # not what a kill left of its lines
     start = 0
     for kept in columns.kept(directory):
         yield from _decoded(directory, Span(start, kept.span.start), apis)
@@ -57,6 +59,8 @@ def _pieces(directory: RunDirectory) -> Iterator[tuple[int, Requests]]:
         start = kept.span.stop
     size = path.stat().st_size if path.exists() else 0
     yield from _decoded(directory, Span(start, size), apis)
+    if running is not None:
+        yield running.cell, requests_in(directory.running_traces(), api)
 
 
 def _decoded(
@@ -66,7 +70,8 @@ def _decoded(
     found = measure_file(directory.requests_path, span, apis, cores())
     for _, its in groupby(found, key=lambda part: part.cell):
         whole = _whole(its)
-        columns.keep(directory, *whole)
+        if not directory.is_live:
+            columns.keep(directory, *whole)
         yield whole.cell, whole.requests
 
 

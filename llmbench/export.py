@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from llmbench.apis import APIS
-from llmbench.errors import UserError
+from llmbench.errors import Unmeasurable, UserError
 from llmbench.measure.metrics import measure
 from llmbench.measure.timeline import decode
 from llmbench.plan.arrivals import read_rate
@@ -104,16 +104,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def rows(directory: RunDirectory) -> Iterator[Row]:
-    """One row a stored request, in order, with the values of ``COLUMNS``."""
+    """One row a stored request, in order, with the values of ``COLUMNS``. Raises ``Unmeasurable``
+    where there is none."""
     of_cell: dict[int, tuple[Row, Callable[[Trace], RequestMetrics]]] = {}
     for facts in directory.run.cells:
         target = directory.run.targets[facts.target]
         events = APIS[target.api].decode
         of_cell[facts.cell] = _cell_part(target, facts), partial(_measured, events)
+    found = False
     for trace in directory.traces():
         if trace.cell in of_cell:
+            found = True
             cell, measured = of_cell[trace.cell]
             yield cell + _request_part(trace, measured(trace))
+    if not found:
+        raise Unmeasurable(f"{directory.path}: no request was stored: there is nothing to export")
 
 
 def _measured(events: Any, trace: Trace) -> RequestMetrics:

@@ -2,15 +2,19 @@
 
 run.json        the sweep, the host, the versions, what is known of each cell
 requests.jsonl  one request a line, with its stamps and the bytes of its reply: the evidence
+*.part          the evidence of the cell that is running (see ``parts``)
 summary.json    derived from the two; ``llmbench report`` makes it again
 columns/        what was decoded of long cells (see ``columns``); may be deleted
 """
 
+import errno
+import fcntl
 import itertools
 import os
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +27,18 @@ from llmbench import __version__
 from llmbench.config import Sweep
 from llmbench.errors import UserError
 from llmbench.measure.capacity import answers
+from llmbench.parts import check_reads, count_in_part, part_paths, read_part
 from llmbench.records import Capacity, Cell, CellFacts, Target, Trace
 
 RUN_SCHEMA = "llmbench.run/1"
 SUMMARY_SCHEMA = "llmbench.summary/1"
 Encoding = Literal["utf-8", "latin-1"]
+Reader = Callable[[Iterable[Trace]], object]
+
+
+def exhaust(traces: Iterable[Trace]) -> None:
+    """Read ``traces`` to their end, for what happens on the way."""
+    deque(traces, maxlen=0)
 
 
 class StoreError(UserError):
@@ -37,7 +48,8 @@ class StoreError(UserError):
 
 
 class Run(Struct, kw_only=True):
-    """``run.json``. ``targets`` are the sweep's, with what running them found out."""
+    """``run.json``. ``targets`` are the sweep's, with what running them found out. ``running`` is
+    the cell whose evidence is still in parts."""
 
     schema: str = RUN_SCHEMA
     llmbench: str = __version__
@@ -48,6 +60,7 @@ class Run(Struct, kw_only=True):
     targets: list[Target]
     host: dict[str, Any]
     cells: list[CellFacts] = []
+    running: CellFacts | None = None
 
 
 class Summary(Struct, kw_only=True):
@@ -79,11 +92,18 @@ class Line(Struct, frozen=True):
 
 
 class RunDirectory:
-    """One run on disk."""
+    """One run on disk: one that is made here, or one that was ``opened`` to be read.
+
+    Of the latter ``run.cells`` has the running cell too, as far as it got. ``is_live`` says whether
+    another process may still be at it.
+    """
 
     def __init__(self, path: Path, run: Run) -> None:
         self.path = path
         self.run = run
+        self.is_live = False
+        self._lock: int | None = None
+        self._parts: list[tuple[Path, int]] = []
 
     @classmethod
     def create(cls, sweep: Sweep, targets: list[Target], host: dict[str, Any]) -> "RunDirectory":
@@ -101,6 +121,7 @@ class RunDirectory:
         directory = cls(path, run)
         try:
             path.mkdir(parents=True, exist_ok=True)
+            directory._lock = _locked(path)
             directory.save_run()
         except OSError as problem:
             raise UserError(f"--out {path}: cannot be made: {problem.strerror}") from None
@@ -109,18 +130,33 @@ class RunDirectory:
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
         """The run at ``path``. Raises ``UserError`` where there is none that can be read."""
-        file = path / "run.json"
+        directory = cls(path, _read_run(path))
+        directory.is_live = directory.run.ended is None and _is_locked(path)
+        if directory.run.running is not None:
+            directory._add_running(directory.run.running)
+        return directory
+
+    def _add_running(self, facts: CellFacts) -> None:
+        """Add the running cell to those that are over, with the word that it is not."""
+        with self._going_on():
+            paths = part_paths(self.path, facts.cell)
+            self._parts = [(path, count_in_part(path)) for path in paths]
+            if _read_run(self.path).running != facts:
+                raise FileNotFoundError
+        stored = sum(count for _, count in self._parts)
+        how = "ended in the middle of this cell (killed, or the disk was full)"
+        how = "is still running" if self.is_live else how
+        stopped = f"the run {how}: {stored:,} requests had ended"
+        self.run.cells.append(msgspec.structs.replace(facts, stored=stored, stopped=stopped))
+
+    @contextmanager
+    def _going_on(self) -> Iterator[None]:
+        """A run may go on while it is read, and the parts of a cell be gone."""
         try:
-            run = msgspec.json.decode(file.read_bytes(), type=Run)
-        except OSError as problem:
-            raise UserError(f"{path}: not a run directory: run.json: {problem.strerror}") from None
-        except msgspec.DecodeError as problem:
-            raise UserError(f"{file}: not a run that this version can read: {problem}") from None
-        if any(not 0 <= facts.target < len(run.targets) for facts in run.cells):
-            raise UserError(f"{file}: a cell names a target that is not there")
-        if run.schema != RUN_SCHEMA:
-            raise UserError(f"{file}: schema {run.schema}; this version reads {RUN_SCHEMA}")
-        return cls(path, run)
+            yield
+        except FileNotFoundError:
+            again = "a cell ended while it was read; run this once more"
+            raise UserError(f"{self.path}: {again}") from None
 
     @property
     def requests_path(self) -> Path:
@@ -133,31 +169,69 @@ class RunDirectory:
         """Note in ``run.json`` that the run is over, and how."""
         self.run.ended = datetime.now(UTC).isoformat(timespec="seconds")
         self.run.interrupted = interrupted
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
         self.save_run()
 
-    def add_cell(self, facts: CellFacts, traces: Iterable[Trace]) -> Span:
-        """Append a cell: its evidence first, then the word that it is there. Where that lies."""
+    def begin_cell(self, facts: CellFacts) -> None:
+        """Note in ``run.json`` which cell is about to run. Raises ``OSError``."""
+        self.run.running = facts
+        self.save_run()
+
+    def add_cell(self, facts: CellFacts, traces: Iterable[Trace], read: Reader = exhaust) -> Span:
+        """Append a cell: its evidence first, then the word that it is there; its parts can go then.
+        Where it lies. ``read`` sees its traces while they are written."""
         path = self.requests_path
+        before = path.stat().st_size if path.exists() else 0
+        running = self.run.running
         try:
-            before = path.stat().st_size if path.exists() else 0
             try:
-                stored = write_traces(path, traces)
-            except OSError:
+                stored = write_traces(path, traces, read)
+            except BaseException:
                 # The cells before stay readable. Not earlier: closing writes what is buffered.
-                os.truncate(path, before)
+                if path.exists():
+                    os.truncate(path, before)
                 raise
             self.run.cells.append(msgspec.structs.replace(facts, stored=stored))
+            self.run.running = None
             self.save_run()
-            return Span(before, path.stat().st_size)
         except OSError as problem:
-            raise StoreError(
-                f"{path}: cell {facts.cell + 1} cannot be stored: {problem.strerror}; "
-                "the cells before it are safe"
-            ) from None
+            self.run.running = running
+            raise self.lost(facts, problem) from None
+        for part in part_paths(self.path, facts.cell):
+            part.unlink()
+        return Span(before, path.stat().st_size)
+
+    def lost(self, facts: CellFacts, problem: OSError) -> StoreError:
+        """What to raise where ``problem`` ended a cell: what is left of it, and what to do."""
+        parts = part_paths(self.path, facts.cell)
+        kept = sum(map(count_in_part, parts))
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        why = "no space left on the disk" if full else problem.strerror
+        advice = "free space, then " * full + f"llmbench report {self.path}"
+        held = f", its {kept:,} requests are kept in {', '.join(map(str, parts))}" if parts else ""
+        return StoreError(f"{self.path}: {why}; cell {facts.cell + 1} was stopped{held}; {advice}")
 
     def traces(self) -> Iterator[Trace]:
-        """The stored traces, in order. A last line that was cut off is passed over."""
-        return read_traces(self.requests_path)
+        """The stored traces, in order, those of the running cell last. A last line that was cut off
+        is passed over."""
+        running = self.run.running
+        for trace in read_traces(self.requests_path):
+            if running is None or trace.cell != running.cell:  # lines that a kill left of it
+                yield trace
+        yield from self.running_traces()
+
+    def running_traces(self) -> Iterator[Trace]:
+        """The traces of the running cell, as many as had ended when the run was opened."""
+        with self._going_on():
+            for path, count in self._parts:
+                yield from itertools.islice(read_part(path), count)
+
+    def part_traces(self, cell: int) -> Iterator[Trace]:
+        """The traces of ``cell``, which has just ended."""
+        for path in part_paths(self.path, cell):
+            yield from read_part(path)
 
     def save_summary(self, cells: list[Cell]) -> bytes:
         """Write ``summary.json``, and return its bytes."""
@@ -180,13 +254,20 @@ def capacities(run: Run, cells: Sequence[Cell]) -> list[Capacity]:
     return answers(cells, sweep.least, most)
 
 
-def write_traces(path: Path, traces: Iterable[Trace]) -> int:
-    """Append ``traces`` to ``path``, and see them on the disk; how many. Raises ``OSError``."""
+def write_traces(path: Path, traces: Iterable[Trace], read: Reader = exhaust) -> int:
+    """Append ``traces`` to ``path``, and see them on the disk; how many. ``read`` takes them all,
+    on the way. Raises ``OSError``."""
     written = 0
-    with path.open("ab") as file:
+
+    def passing() -> Iterator[Trace]:
+        nonlocal written
         for trace in traces:
             file.write(_encode(trace) + b"\n")
             written += 1
+            yield trace
+
+    with path.open("ab") as file:
+        read(passing())
         file.flush()
         os.fsync(file.fileno())
     return written
@@ -243,14 +324,7 @@ def _decode(line: bytes) -> Trace:
     """The trace in ``line``. Raises ``ValueError`` where it is damaged."""
     stored = _DECODER.decode(line)
     body = stored.body.encode(stored.encoding)
-    reads = stored.request.reads
-    columns = (reads.end, reads.at_ns, reads.lag_ns, reads.slack_ns)
-    if len({len(column) for column in columns}) > 1:
-        raise ValueError("the columns of its reads differ in length")
-    if (ends := reads.end.tolist()) != sorted(ends):
-        raise ValueError("its reads run backwards")
-    if (ends[-1] if ends else 0) != len(body):
-        raise ValueError(f"its reads do not end where its body does, at byte {len(body)}")
+    check_reads(stored.request, len(body))
     msgspec.structs.force_setattr(stored.request, "body", body)  # nobody else has it yet
     return stored.request
 
@@ -288,6 +362,46 @@ def replacing(path: Path) -> Iterator[Path]:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _read_run(path: Path) -> Run:
+    file = path / "run.json"
+    try:
+        run = msgspec.json.decode(file.read_bytes(), type=Run)
+    except OSError as problem:
+        raise UserError(f"{path}: not a run directory: run.json: {problem.strerror}") from None
+    except msgspec.DecodeError as problem:
+        raise UserError(f"{file}: not a run that this version can read: {problem}") from None
+    known = run.cells if run.running is None else [*run.cells, run.running]
+    if any(not 0 <= facts.target < len(run.targets) for facts in known):
+        raise UserError(f"{file}: a cell names a target that is not there")
+    if run.schema != RUN_SCHEMA:
+        raise UserError(f"{file}: schema {run.schema}; this version reads {RUN_SCHEMA}")
+    return run
+
+
+def _locked(path: Path) -> int | None:
+    """The directory ``path``, open and locked for as long as this process lives; ``None`` where the
+    file system has no locks."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether another has locked the directory ``path``, as far as can be told."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as problem:
+        return isinstance(problem, BlockingIOError)
+    finally:
+        os.close(handle)
+    return False
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

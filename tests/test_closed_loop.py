@@ -84,7 +84,7 @@ async def cell(
         timeout_s=10.0,
     )
     own = client or job.client(clock)
-    spool = Spool(folder)
+    spool = job.spool(folder)
     ran = Ran(ClosedLoop(load, own, job, spool), spool, clock)
     try:
         await own.open()
@@ -224,6 +224,8 @@ async def test_failures_in_the_warm_up_end_the_cell_too(tmp_path: Path, dead_url
 class Odd:
     """A client that fails two requests in three, but never ten in a row."""
 
+    settle = None
+
     def __init__(self) -> None:
         self.asked = 0
 
@@ -245,9 +247,6 @@ class Odd:
             error=error,
             detail=error,
         )
-
-    def settle(self, trace: Trace) -> Trace:
-        return trace
 
     async def close(self) -> None: ...
 

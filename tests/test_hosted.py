@@ -26,6 +26,7 @@ from llmbench.engines.hosted import Answer, HostedEngine
 from llmbench.errors import Unmeasurable, UserError
 from llmbench.measure.cell import requests_in
 from llmbench.measure.summary import summarize
+from llmbench.parts import part_path, read_part
 from llmbench.plan.scale import Scale
 from llmbench.records import Call, CellFacts, Load, Target, Trace
 
@@ -97,7 +98,7 @@ async def cell(
         runner = Inline(job, folder, clock, engine)
         try:
             health = await runner.run()
-            traces = list(runner.traces())
+            traces = list(read_part(part_path(folder, cell=0)))
         finally:
             runner.close()
             clock.close()

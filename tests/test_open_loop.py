@@ -19,7 +19,6 @@ from llmbench.drive.client import Client, sleep_until
 from llmbench.drive.clock import Clock
 from llmbench.drive.job import Job
 from llmbench.drive.open_loop import SPIN_NS, until
-from llmbench.drive.spool import Spool
 from llmbench.plan.scale import Scale
 from llmbench.plan.schedule import schedule
 from llmbench.records import CellFacts, Content, Load, Target, Trace
@@ -75,7 +74,7 @@ async def run(
         timeout_s=10.0,
         **fields,
     )
-    client, spool = job.client(clock), Spool(folder)
+    client, spool = job.client(clock), job.spool(folder)
     loop = job.loop(client, spool, Board(load))
     try:
         await client.open()

@@ -195,7 +195,7 @@ def test_a_disk_that_fails_leaves_the_cells_before(
         with pytest.raises(StoreError) as caught:
             run.add_cell(facts(1), [seen(index=1)])
     assert caught.value.exit_code == 4
-    assert "cell 2 cannot be stored: No space left on device" in str(caught.value)
+    assert "no space left on the disk; cell 2 was stopped; free space, then" in str(caught.value)
     assert stored(run) == [seen(index=0)]
     assert kept(run) == [(0, 1)]
     run.add_cell(facts(2), [seen(index=2)])

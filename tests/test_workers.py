@@ -34,7 +34,7 @@ def test_workers_share_the_streams_and_the_count(
     measured = [trace for trace in traces if trace.phase == "measured"]
     warm = [trace for trace in traces if trace.phase == "warmup"]
     assert min(trace.sent_ns for trace in measured) >= min(trace.sent_ns for trace in warm)
-    assert not list(run_dir.glob(".worker-*"))
+    assert not list(run_dir.glob("*.part"))
 
 
 def test_a_server_that_dies_ends_every_worker(truth: Any, run_llmbench: Any, run_dir: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_server_that_dies_ends_every_worker(truth: Any, run_llmbench: Any, run
     done = run_llmbench.end(process)
     assert done.code in (3, 4)
     assert "failures in a row" in done.out + done.err
-    assert not list(run_dir.glob(".worker-*"))
+    assert not list(run_dir.glob("*.part"))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from llmbench.records import TOO_LARGE, Call, Trace
 class AiohttpClient:
     """One session whose pool is as large as the load."""
 
+    settle = None
+
     def __init__(self, endpoint: Endpoint, path: str, limits: Limits, clock: Clock) -> None:
         self._endpoint = endpoint
         self._url = endpoint.url + path
@@ -77,9 +79,6 @@ class AiohttpClient:
                 recording.add(piece, time.monotonic_ns())
                 if words := self._limits.exceeded(recording.size, len(recording.end)):
                     raise Failure(TOO_LARGE, words)
-
-    def settle(self, trace: Trace) -> Trace:
-        return trace
 
     async def close(self) -> None:
         await self._reusing.close()

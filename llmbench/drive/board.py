@@ -187,8 +187,7 @@ class Board:
         return time.monotonic_ns() - closed_ns > grace_s * 1e9
 
     def stop(self) -> None:
-        with self._lock:
-            self._slots[_OVER] = 1
+        self._slots[_OVER] = 1  # without the lock: a worker that was killed may hold it
 
     def _ticket(self, phase: Phase) -> Ticket:
         slots = self._slots

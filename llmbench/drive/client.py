@@ -3,6 +3,7 @@
 import time
 from array import array
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -36,8 +37,9 @@ class Client(Protocol):
     async def exchange(self, call: Call) -> Trace:
         """Send ``call`` and see its reply to the end; cancelled, return what had come so far."""
 
-    def settle(self, trace: Trace) -> Trace:
-        """Finish, when the cell is over, what the hot path put off for ``trace``."""
+    @property
+    def settle(self) -> Callable[[Trace], Trace] | None:
+        """What finishes a trace when the cell is over, where the hot path has put something off."""
 
     async def close(self) -> None:
         """Drop every connection."""

@@ -24,6 +24,8 @@ from llmbench.records import Call, Reads, Trace
 class EngineClient:
     """Calls ``engine``; its requests are those that the ``api`` would post."""
 
+    settle = None
+
     def __init__(self, engine: HostedEngine, api: str, timeout_s: float, clock: Clock) -> None:
         self._engine = engine
         self._api = api
@@ -71,9 +73,6 @@ class EngineClient:
             return await asyncio.wait_for(task, CANCEL_TIMEOUT_S)
         except (TimeoutError, ConnectionError, asyncio.CancelledError):
             return []
-
-    def settle(self, trace: Trace) -> Trace:
-        return trace
 
     async def close(self) -> None: ...
 

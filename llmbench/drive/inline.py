@@ -1,6 +1,5 @@
 """Run the streams of one cell in this process, beside whatever else its loop does."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,7 @@ from llmbench.drive.clock import Clock
 from llmbench.drive.engine_client import EngineClient
 from llmbench.drive.job import Job
 from llmbench.drive.running import Loop
-from llmbench.drive.spool import Spool
-from llmbench.records import Health, Trace
+from llmbench.records import Health
 
 if TYPE_CHECKING:
     from llmbench.engines.hosted import HostedEngine
@@ -29,7 +27,7 @@ class Inline:
         self.board = Board(self.load)
         self._job = job
         self._clock = clock
-        self._spool = Spool(folder)
+        self._spool = job.spool(folder)
         self._client: Client
         self._loop: Loop
         if hosted is None:
@@ -62,9 +60,6 @@ class Inline:
 
     def interrupt(self, why: str) -> None:
         self._loop.interrupt(why)
-
-    def traces(self) -> Iterator[Trace]:
-        return self._job.traces(self._client, self._spool)
 
     def close(self) -> None:
         self._spool.close()

@@ -1,7 +1,8 @@
 """What a process must know to run requests of a cell: enough to travel to a worker."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -12,13 +13,14 @@ from llmbench.drive.board import Board, Ticket
 from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
 from llmbench.drive.closed_loop import ClosedLoop
-from llmbench.drive.endpoint import endpoint
+from llmbench.drive.endpoint import Endpoint, endpoint
 from llmbench.drive.limits import KEPT_BYTES, REPLY_BYTES, Limits
 from llmbench.drive.open_loop import OpenLoop
 from llmbench.drive.running import Loop
 from llmbench.drive.spool import Spool
 from llmbench.drive.wire import WireClient
 from llmbench.measure.early import first_token_ns, heard, reply_text
+from llmbench.parts import part_path
 from llmbench.plan.feed import Ask, Feed, Session
 from llmbench.plan.scale import Scale
 from llmbench.plan.schedule import schedule
@@ -105,25 +107,27 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
         first_ns = first_token_ns(trace, self._api.decode)
         return None if first_ns is None else first_ns / 1e9
 
-    def traces(self, client: Client, spool: Iterable[Trace]) -> Iterator[Trace]:
-        """What was spooled, as it is to be kept: finished by the client, and without the key where
+    def spool(self, folder: Path) -> Spool:
+        """What keeps the traces of this part in the run directory ``folder``, without the key where
         a server has repeated it. No byte changes its place."""
-        where = endpoint(self.target)
+        where = self._endpoint
 
         def clean(text: str) -> str:
             return where.redacted(text.encode()).decode()
 
-        for trace in map(client.settle, spool):
-            yield replace(
+        def cleaned(trace: Trace) -> Trace:
+            return replace(
                 trace,
                 body=where.redacted(trace.body),
                 detail=clean(trace.detail),
                 headers={name: clean(value) for name, value in trace.headers.items()},
             )
 
+        return Spool(part_path(folder, self.facts.cell, self.part), cleaned)
+
     def client(self, clock: Clock) -> Client:
         """The client of the cell, with a connection for each of a closed loop's streams."""
-        where, path = endpoint(self.target), self._api.path
+        where, path = self._endpoint, self._api.path
         match self.facts.client:
             case "aiohttp":
                 from llmbench.drive.aiohttp_client import AiohttpClient
@@ -136,6 +140,10 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
             case _:
                 streams = () if self.facts.load.rate else self._streams
                 return WireClient(where, path, streams, self._limits, clock)
+
+    @cached_property
+    def _endpoint(self) -> Endpoint:
+        return endpoint(self.target)
 
     @property
     def _api(self) -> Api:

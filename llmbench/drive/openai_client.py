@@ -130,8 +130,8 @@ class OpenAIClient:
 
     def settle(self, trace: Trace) -> Trace:
         """Write the trace's chunks back to the bytes of an event stream."""
-        chunks = self._chunks[trace.index]
-        if not chunks:
+        chunks = self._chunks.get(trace.index)
+        if not chunks:  # none came, or it was never sent
             return trace
         pieces = [b"data: %b\n\n" % _json(chunk) for chunk in chunks]
         end: Integers = array("q")

@@ -83,15 +83,19 @@ class Loop:
             self.begin()
             watch = asyncio.create_task(watch_clock(clock))
             health = HealthWatch(clock)
-            while not self.board.over:
-                await asyncio.sleep(LOOK_S)
-                if self.board.grace_is_over():
-                    self.board.stop()
-            fared = health.report()
-            left = [watch, *self._tasks]
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
+            try:
+                while not self.board.over:
+                    await asyncio.sleep(LOOK_S)
+                    if self.board.grace_is_over():
+                        self.board.stop()
+                fared = health.report()
+            finally:  # the second signal finds its way here too
+                left = [watch, *self._tasks]
+                for task in left:
+                    task.cancel()
+                await asyncio.gather(*left, return_exceptions=True)
+                if self._client.settle is not None:
+                    self._spool.settle(self._client.settle)
         if isinstance(self._problem, UserError):
             self.stopped = str(self._problem)
         elif self._problem is not None:
@@ -129,7 +133,7 @@ class Loop:
         placed = msgspec.structs.replace(
             trace, session=call.session, turn=call.turn, due_ns=due_ns, queued_ns=queued_ns
         )
-        self._spool.append(placed)
+        placed = self._spool.append(placed)
         failed = bool(trace.error) or trace.status != 200
         if not self.board.over:
             watched = self.board.is_watching
@@ -137,7 +141,7 @@ class Loop:
             took_ns, brought = trace.end_ns, len(trace.body)
             hopeless = self.board.ended(call.phase, failed, first_token_s, took_ns, brought)
             if hopeless:
-                self.interrupt(f"stopped {hopeless} ({last_words(trace)})")
+                self.interrupt(f"stopped {hopeless} ({last_words(placed)})")
         return failed
 
 

@@ -2,9 +2,8 @@
 
 import asyncio
 import secrets
-import signal
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -22,18 +21,22 @@ from llmbench.drive.limits import Limits
 from llmbench.drive.reach import Reached, reach
 from llmbench.drive.scales import find_scale, prompt_key
 from llmbench.drive.scrape import scrape
+from llmbench.drive.signals import heard
 from llmbench.drive.workers import Workers, how_many
 from llmbench.errors import Unmeasurable
 from llmbench.host import raise_file_limit
 from llmbench.measure.cell import Measured, measured, report_cells, requests_in
+from llmbench.measure.requests import Requests
 from llmbench.measure.slo import limits_ms
 from llmbench.plan.grid import grid, take_turns
 from llmbench.plan.prompts import AGREEMENT_TOKENS, agreement_prompts
 from llmbench.plan.scale import Scale
 from llmbench.records import Cell, CellFacts, Health, Load, Target, Trace
-from llmbench.store import RunDirectory, StoreError
+from llmbench.store import RunDirectory
 
 REFRESH_S = 0.5
+GIVE_UP_S = 1.0
+INTERRUPTED = "interrupted"
 COLD_S = 30.0
 
 
@@ -66,17 +69,15 @@ class Runner(Protocol):
     def remarks(self) -> list[str]:
         """What the cell's reader should know beside that."""
 
-    async def run(self) -> Health:
-        """Run it to its end; how the client fared."""
+    async def run(self) -> Health | None:
+        """Run it to its end; how the client fared, where that is known. Its requests are parts of
+        the run directory then. Raises ``OSError`` where the disk is full."""
 
     def interrupt(self, why: str) -> None:
         """End it now; what is in flight is kept as cancelled."""
 
-    def traces(self) -> Iterable[Trace]:
-        """Its requests, any number of times, once it has ended."""
-
     def close(self) -> None:
-        """Let go of its files and processes."""
+        """Let go of its files and processes, whatever these are at."""
 
 
 class SilentView:
@@ -127,19 +128,25 @@ class SweepRun:
         return [each._replace(facts=facts) for each, facts in pairs]
 
     def run(self) -> None:
-        """Run every cell; Ctrl-C ends the run in good order. Raises ``UserError``."""
+        """Run every cell; a signal ends the run in good order. Raises ``UserError``."""
         raise_file_limit()  # a stream is a socket
-        with asyncio.Runner() as runner:
-            try:
-                runner.run(self._until_interrupted())
-            finally:
-                self._clock.close()
+        try:
+            with asyncio.Runner() as runner:
+                loop = runner.get_loop()
+
+                def interrupt(*_: object) -> None:
+                    """Whatever is being done, say that it is the last; the loop does the rest."""
+                    again, self.interrupted = self.interrupted, True
+                    loop.call_soon_threadsafe(self._give_up if again else self._interrupt)
+
+                with heard(interrupt):
+                    runner.run(self._until_interrupted())
+        finally:
+            self._clock.close()
+            with suppress(OSError):  # a full disk; ``running`` tells what was going on
                 self._directory.finish(interrupted=self.interrupted)
 
     async def _until_interrupted(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._interrupt)
         self._task = asyncio.create_task(self._measure_targets())
         try:
             await self._task
@@ -148,12 +155,17 @@ class SweepRun:
                 raise
 
     def _interrupt(self) -> None:
-        """End the running cell and keep what it has; the second time, just end."""
-        if self._running is not None and not self.interrupted:
-            self._running.interrupt("interrupted")
+        """End the running cell and keep what it has."""
+        if self._running is not None:
+            self._running.interrupt(INTERRUPTED)
         elif self._task is not None:
             self._task.cancel()
-        self.interrupted = True
+
+    def _give_up(self) -> None:
+        """Wait for nothing any longer, be it a worker, an engine or a server's metrics."""
+        if self._task is not None and not self._task.done():
+            self._task.cancel()
+            asyncio.get_running_loop().call_later(GIVE_UP_S, self._give_up)
 
     async def _measure_targets(self) -> None:
         """Run the cells: target by target, or with all targets reached at once where their repeats
@@ -236,41 +248,47 @@ class SweepRun:
         return replace(reached.target, provenance=replace(provenance, greedy=greedy))
 
     async def _measure_cell(self, reached: Reached, facts: CellFacts, scale: Scale) -> None:
-        runner, workers = self._runner(reached, facts, scale)
         label = f"cell {facts.cell + 1}/{len(grid(self._sweep))}, {reached.target.name}"
-        watch = asyncio.create_task(self._watch(label, runner))
+        try:
+            self._directory.begin_cell(facts)
+            runner, workers = self._runner(reached, facts, scale)
+            self._running = runner
+            watch = asyncio.create_task(self._watch(label, runner))
+            try:
+                facts = await self._run_cell(reached, replace(facts, workers=workers), runner)
+            finally:
+                watch.cancel()
+                self._view.cell_over()
+                runner.close()
+                self._running = None
+        except OSError as problem:
+            raise self._directory.lost(facts, problem) from None
+        self._keep(facts, reached.target, self._directory.part_traces(facts.cell))
+
+    async def _run_cell(self, reached: Reached, facts: CellFacts, runner: Runner) -> CellFacts:
+        """Run one cell; what is known of it then."""
         metrics = partial(self._server_metrics, reached)
-        self._running = runner
         try:
             before, joules = await metrics(), energy.read() if reached.is_here else None
             health = await runner.run()
             taken = energy.between(joules, energy.read()) if joules else None
             after = await metrics() if before else ""
-            facts = replace(
-                facts,
-                workers=workers,
-                stopped=runner.stopped,
-                remarks=runner.remarks,
-                health=health,
-                energy=taken,
-                memory_bytes=reached.process.memory_bytes() if reached.process else None,
-                server_times=prometheus.difference(
-                    prometheus.times(before), prometheus.times(after)
-                ),
-                server_cached=prometheus.newly_cached(
-                    prometheus.cached(before), prometheus.cached(after)
-                ),
-            )
-            self._keep(facts, reached.target, runner.traces)
-        except OSError as problem:
-            raise StoreError(
-                f"{self._directory.path}: {problem.strerror}; the cells before this one are safe"
-            ) from None
-        finally:
-            self._running = None
-            watch.cancel()
-            self._view.cell_over()
-            runner.close()
+        except asyncio.CancelledError:
+            if not self.interrupted:
+                raise
+            return replace(facts, stopped=INTERRUPTED, remarks=runner.remarks)
+        return replace(
+            facts,
+            stopped=runner.stopped,
+            remarks=runner.remarks,
+            health=health,
+            energy=taken,
+            memory_bytes=reached.process.memory_bytes() if reached.process else None,
+            server_times=prometheus.difference(prometheus.times(before), prometheus.times(after)),
+            server_cached=prometheus.newly_cached(
+                prometheus.cached(before), prometheus.cached(after)
+            ),
+        )
 
     def _runner(self, reached: Reached, facts: CellFacts, scale: Scale) -> tuple[Runner, int]:
         """What runs a cell, and in how many processes."""
@@ -300,14 +318,20 @@ class SweepRun:
 
     # ── what is kept ─────────────────────────────────────────────────────────────────────────────
 
-    def _keep(
-        self, facts: CellFacts, target: Target, traces: Callable[[], Iterable[Trace]]
-    ) -> None:
-        span = self._directory.add_cell(facts, traces())
-        requests = requests_in(traces(), target.api)
+    def _keep(self, facts: CellFacts, target: Target, traces: Iterable[Trace]) -> None:
+        found: list[Requests] = []
+        span = self._directory.add_cell(
+            facts, traces, lambda passing: found.append(self._read(target, passing))
+        )
+        (requests,) = found
         columns.keep(self._directory, facts.cell, span, requests)
         self._measured.append(measured(target, facts, requests, limits_ms(self._sweep.slo)))
-        self._directory.save_summary(self.cells)
+        with suppress(OSError):  # derived: ``llmbench report`` makes it again
+            self._directory.save_summary(self.cells)
+
+    def _read(self, target: Target, traces: Iterable[Trace]) -> Requests:
+        """What the traces of a cell say, each of which is looked at once."""
+        return requests_in(traces, target.api)
 
     def _skip(self, plans: list[CellFacts], target: Target, problem: Unmeasurable) -> None:
         """Keep the cells of ``plans`` that were not run, with the reason."""
@@ -316,7 +340,7 @@ class SweepRun:
         for plan in plans:
             if plan.cell not in kept:
                 facts = replace(plan, unmeasured=str(problem))
-                self._keep(facts, target, tuple)
+                self._keep(facts, target, ())
 
 
 Runs = Callable[[RunDirectory, View], SweepRun]

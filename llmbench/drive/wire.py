@@ -42,6 +42,8 @@ _BUFFERS = [_VIEW]
 class WireClient:
     """Connections to one endpoint, one for each stream of ``streams``."""
 
+    settle = None
+
     def __init__(
         self,
         endpoint: Endpoint,
@@ -82,9 +84,6 @@ class WireClient:
         if call.stream not in self._connections:
             await self.prepare(call.stream)
         return await self._connections[call.stream].exchange(call)
-
-    def settle(self, trace: Trace) -> Trace:
-        return trace
 
     async def close(self) -> None:
         for connection in self._connections.values():

@@ -1,8 +1,8 @@
 """Run the streams of one cell in several processes: one plan, one window, one result.
 
 The workers share a board in shared memory, connect, wait for each other, and start together. Each
-writes its traces to a file in the run directory, in the form of ``requests.jsonl``. A worker whose
-parent is gone ends by itself.
+spools its traces into a part of its own in the run directory. A worker whose parent is gone ends by
+itself.
 """
 
 import asyncio
@@ -24,12 +24,12 @@ from llmbench.drive.board import SLOTS, Board, samples_wanted
 from llmbench.drive.clock import Clock
 from llmbench.drive.job import Job
 from llmbench.drive.open_loop import LEAD_NS
-from llmbench.drive.spool import Spool
+from llmbench.drive.signals import ENDING
 from llmbench.plan.arrivals import read_rate
-from llmbench.records import Health, Load, Trace
-from llmbench.store import read_traces, write_traces
+from llmbench.records import Health, Load
 
 LOOK_S = 0.01
+LOST = "a worker process ended without a word: killed, or out of memory"
 STREAMS_A_WORKER = 256
 RATE_A_WORKER = 250
 
@@ -46,13 +46,14 @@ def how_many(asked: int | str, load: Load) -> int:
 
 
 class Outcome(Struct):
-    """What a worker reports: how it fared, and why it stopped the cell or broke, if it did."""
+    """What a worker reports: how it fared, and why it stopped the cell, if it did, or broke: by an
+    error of the system, with its number and words."""
 
     health: Health | None = None
     stopped: str = ""
     skipped: str = ""
     remark: str = ""
-    broke: str = ""
+    broke: tuple[int, str] | None = None
 
 
 class Workers:
@@ -61,84 +62,84 @@ class Workers:
     def __init__(self, job: Job, count: int, folder: Path, zero_ns: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.load = job.facts.load
-        slots, lock = context.RawArray("q", SLOTS), context.RLock()
-        samples = context.RawArray("d", samples_wanted(self.load))
-        self.board = Board(self.load, count, slots, samples, lock)
         self.stopped = ""
         self.remarks: list[str] = []
-        self._files = [folder / f".worker-{number}.jsonl" for number in range(count)]
         self._workers: list[tuple[Any, Connection]] = []
-        for number, file in enumerate(self._files):
+        with _signals_kept_from_children():  # the lock has a tracker, which is one
+            slots, lock = context.RawArray("q", SLOTS), context.RLock()
+        samples = context.RawArray("d", samples_wanted(self.load))
+        self.board = Board(self.load, count, slots, samples, lock)
+        for number in range(count):
             ours, theirs = context.Pipe()
             share = job.share(number, count)
             shared = (slots, samples, lock)
             process = context.Process(
-                target=_work, args=(share, shared, theirs, str(file), zero_ns), daemon=True
+                target=_work, args=(share, shared, theirs, str(folder), zero_ns), daemon=True
             )
             with _signals_kept_from_children():
                 process.start()
             theirs.close()
             self._workers.append((process, ours))
 
-    async def run(self) -> Health:
+    async def run(self) -> Health | None:
         """Start the workers together; the sum of how they fared when the cell is over."""
-        await asyncio.gather(*(self._hear(pipe) for _, pipe in self._workers))
+        outcomes = await self._hear_all()
         start_ns = monotonic_ns() + LEAD_NS
         for _, pipe in self._workers:
-            pipe.send(start_ns)
-        outcomes = await asyncio.gather(*(self._hear(pipe) for _, pipe in self._workers))
+            with suppress(BrokenPipeError):  # it has ended, and is heard of below
+                pipe.send(start_ns)
+        outcomes += await self._hear_all()
         for process, _ in self._workers:
             process.join()
-        broke = [outcome.broke for outcome in outcomes if outcome.broke]
-        if broke:
-            raise OSError(0, broke[0])
+        for outcome in outcomes:
+            if outcome.broke is not None:
+                raise OSError(*outcome.broke)
         self.stopped = self.stopped or next((each.stopped for each in outcomes if each.stopped), "")
         remarks = [self.board.remark, *(each.skipped for each in outcomes)]
         remarks += [each.remark for each in outcomes]
         self.remarks = [each for each in dict.fromkeys(remarks) if each]
         return _sum([outcome.health for outcome in outcomes if outcome.health is not None])
 
+    async def _hear_all(self) -> list[Outcome]:
+        return await asyncio.gather(*(self._hear(pipe) for _, pipe in self._workers))
+
     async def _hear(self, pipe: Connection) -> Outcome:
         while not pipe.poll():
             await asyncio.sleep(LOOK_S)
         try:
             return msgspec.convert(pipe.recv(), Outcome)
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             self.board.stop()
-            return Outcome(broke="a worker process ended without a word")
+            return Outcome(stopped=LOST)
 
     def interrupt(self, why: str) -> None:
         if not self.board.over:
             self.stopped = why
             self.board.stop()
 
-    def traces(self) -> Iterator[Trace]:
-        for file in self._files:
-            yield from read_traces(file)
-
     def close(self) -> None:
-        """End what still runs, and remove the files."""
+        """End what still runs."""
         for process, pipe in self._workers:
             if process.is_alive():
                 process.kill()
                 process.join()
             pipe.close()
-        for file in self._files:
-            file.unlink(missing_ok=True)
 
 
 @contextmanager
 def _signals_kept_from_children() -> Iterator[None]:
     """A process that is started now never hears of Ctrl-C: its parent does, and stops the board."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _sum(healths: list[Health]) -> Health:
-    """The process time of all, and the worst of everything else."""
+def _sum(healths: list[Health]) -> Health | None:
+    """The process time of all, and the worst of everything else; ``None`` where nobody told."""
+    if not healths:
+        return None
     return Health(
         cpu_share=sum(each.cpu_share for each in healths),
         cpu_wait_share=max(each.cpu_wait_share for each in healths),
@@ -152,22 +153,22 @@ def _sum(healths: list[Health]) -> Health:
 
 
 def _work(
-    job: Job, shared: tuple[Any, Any, Any], pipe: Connection, file: str, zero_ns: int
+    job: Job, shared: tuple[Any, Any, Any], pipe: Connection, folder: str, zero_ns: int
 ) -> None:
     board = Board(job.facts.load, job.parts, *shared)
     try:
-        outcome = asyncio.run(_run(job, board, pipe, Path(file), zero_ns))
+        outcome = asyncio.run(_run(job, board, pipe, Path(folder), zero_ns))
     except OSError as problem:
         board.stop()
-        outcome = Outcome(broke=problem.strerror or str(problem))
+        outcome = Outcome(broke=(problem.errno or 0, problem.strerror or str(problem)))
     with suppress(OSError):  # the parent may be gone
         pipe.send(msgspec.to_builtins(outcome))
 
 
-async def _run(job: Job, board: Board, pipe: Connection, file: Path, zero_ns: int) -> Outcome:
+async def _run(job: Job, board: Board, pipe: Connection, folder: Path, zero_ns: int) -> Outcome:
     clock = Clock(zero_ns)
     client = job.client(clock)
-    spool = Spool(file.parent)
+    spool = job.spool(folder)
     try:
         await client.open()
         pipe.send({})
@@ -179,8 +180,7 @@ async def _run(job: Job, board: Board, pipe: Connection, file: Path, zero_ns: in
     finally:
         await client.close()
         clock.close()
-    write_traces(file, job.traces(client, spool))
-    spool.close()
+        spool.close()
     return Outcome(
         health=health,
         stopped=running.stopped,

@@ -49,7 +49,7 @@ class EngineProcess:
         return self.process
 
     async def stop(self) -> None:
-        """End it and all that it started, and wait until they are gone."""
+        """End it and all that it started, and wait until they are gone; cancelled, kill them."""
         if self._lifeline is not None:
             os.close(self._lifeline)
             self._lifeline = None
@@ -61,6 +61,12 @@ class EngineProcess:
             with suppress(ProcessLookupError):
                 self.process.kill()
             await self.process.wait()
+        except asyncio.CancelledError:
+            for pid in guard.descendants(self.process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            await self.process.wait()  # the guard has nothing left to wait for
+            raise
 
     async def ended(self) -> None:
         """Return once it has ended, and ``exited`` and ``why_it_ended`` know."""

@@ -1,6 +1,8 @@
 """The live view: one line on stderr that moves, on a terminal only."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -17,10 +19,23 @@ class LiveView:
         self._bar: Any = None  # tqdm; its stubs want the items that it would wrap
 
     def say(self, line: str) -> None:
-        if self.live and line:
-            tqdm.write(line, file=sys.stderr)
+        with self._on_terminal():
+            if self.live and line:
+                tqdm.write(line, file=sys.stderr)
+
+    @contextmanager
+    def _on_terminal(self) -> Iterator[None]:
+        """A terminal that is gone ends the view, and not the run."""
+        try:
+            yield
+        except OSError:
+            self.live = False
 
     def progress(self, label: str, load: Load, board: Board) -> None:
+        with self._on_terminal():
+            self._progress(label, load, board)
+
+    def _progress(self, label: str, load: Load, board: Board) -> None:
         if self._bar is None:
             self._bar = tqdm(
                 total=load.requests if _is_counted(load) else None,
@@ -41,7 +56,8 @@ class LiveView:
 
     def cell_over(self) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with self._on_terminal():
+                self._bar.close()
             self._bar = None
 
 
