@@ -65,8 +65,8 @@ class Endpoint(Struct, frozen=True):
 
 
 def endpoint(target: Target) -> Endpoint:
-    """The endpoint of ``target`` (an empty one for an engine in process), with its key and proxy from the environment and its CA file
-    loaded."""
+    """The endpoint of ``target``, with its key and proxy from the environment and its CA file
+    loaded; an empty one for an engine in process."""
     parts = urlsplit(target.url)
     secure = parts.scheme == "https"
     return Endpoint(
