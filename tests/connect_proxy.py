@@ -27,6 +27,7 @@ class ConnectProxy:
         self.seen: list[Seen] = []
         self.port = 0
         self._over = asyncio.Event()
+        self._open: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
 
     @property
     def url(self) -> str:
@@ -39,14 +40,21 @@ class ConnectProxy:
         ready.set()
         await self._over.wait()
         server.close()
+        left = dict(self._open)
+        for writer in left:
+            writer.transport.abort()
+        await asyncio.gather(*filter(None, left.values()), return_exceptions=True)
+        await asyncio.sleep(0.01)  # for transports to close
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._over.set)
 
     async def _connection(self, ours: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        self._open[back] = asyncio.current_task()
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             await self._serve(ours, back)
         back.close()
+        del self._open[back]
 
     async def _serve(self, ours: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         head = await ours.readuntil(b"\r\n\r\n")
