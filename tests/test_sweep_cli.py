@@ -1,6 +1,5 @@
 """The whole path, from the command line to the run directory, as a user sees it."""
 
-import contextlib
 import csv
 import io
 import itertools
@@ -15,9 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Answer, Asked, Certificates, Done, Llmbench, ThreadedServer, peak, port_of
+from conftest import (
+    PATIENCE_S,
+    Answer,
+    Asked,
+    Certificates,
+    Done,
+    InProcess,
+    Llmbench,
+    ThreadedServer,
+    measured,
+    peak,
+    port_of,
+    quiet,
+    stored,
+    until,
+    valid,
+)
 
-from llmbench.cli import COMMANDS, main
+from llmbench.cli import COMMANDS
 from llmbench.truth.process import TruthServer
 
 Truth = Callable[..., TruthServer]
@@ -45,49 +60,6 @@ def sweep(run_llmbench: Llmbench, run_dir: Path) -> Callable[..., Done]:
         )
 
     return run
-
-
-InProcess = Callable[..., Done]
-
-
-@pytest.fixture
-def in_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> InProcess:
-    """The command line without a process of its own, for what runs no sweep: ten times as fast."""
-
-    def run(*args: object) -> Done:
-        capsys.readouterr()
-        try:
-            with contextlib.chdir(tmp_path):
-                code = main([str(arg) for arg in args])
-        except SystemExit as left:
-            code = int(left.code or 0)
-        return Done(code, *capsys.readouterr())
-
-    return run
-
-
-def quiet(done: Done, run_dir: Path) -> Done:
-    """Nothing on stderr but where the evidence is."""
-    assert done.err == f"evidence: {run_dir}\n"
-    return done
-
-
-def valid(done: Done, run_dir: Path) -> Done:
-    """Nothing is wrong with the run, unless this machine was too busy to measure on, and it says
-    so."""
-    reasons = [
-        reason
-        for cell in stored(run_dir, "summary.json")["cells"]
-        for reason in cell["reasons"]
-        if not reason.startswith(("client saturated: ", "only ", "unsteady: "))
-    ]
-    assert reasons == []
-    assert done.code in (0, 4), done.out + done.err
-    return quiet(done, run_dir)
-
-
-def stored(run_dir: Path, name: str = "run.json") -> Any:
-    return json.loads((run_dir / name).read_text())
 
 
 def counts(cell: dict[str, Any]) -> dict[str, int]:
@@ -490,21 +462,6 @@ def begin(run_llmbench: Llmbench, run_dir: Path, *args: object) -> "subprocess.P
     return run_llmbench.start("sweep", "--out", run_dir, *SMALL, *args)
 
 
-def until(true: Callable[[], object], within_s: float = 20.0) -> None:
-    stop = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < stop, "it did not happen"
-        time.sleep(0.01)
-
-
-def measured(server: TruthServer) -> int:
-    """How many requests other than probes have been answered in full."""
-    return sum(
-        reply.request_id.startswith("llmbench-") and reply.ended == "complete"
-        for reply in server.log()
-    )
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_keeps_what_was_measured(
     truth: Truth,
@@ -518,7 +475,7 @@ def test_an_interrupt_keeps_what_was_measured(
     process = begin(run_llmbench, run_dir, *flags)
     until(lambda: measured(server) >= 10)
     process.send_signal(number)
-    done = run_llmbench.end(process, timeout_s=20)
+    done = run_llmbench.end(process)
     assert done.code == 130
     assert done.problems == ["llmbench: the run did not finish: 1 of 2 cells"]
     (row,) = rows(done.out)  # the second cell was never begun
@@ -543,7 +500,7 @@ def test_an_interrupt_before_the_baseline_has_run(
     process = begin(run_llmbench, run_dir, *targets, *flags)
     until(lambda: measured(server) >= 4)
     process.send_signal(signal.SIGINT)
-    done = run_llmbench.end(process, timeout_s=20)
+    done = run_llmbench.end(process)
     unfinished = ["llmbench: the run did not finish: 1 of 2 cells"]
     assert (done.code, done.problems) == (130, unfinished)
     assert [row[:2] for row in rows(done.out)] == [["a", "2"]]
@@ -559,7 +516,7 @@ def test_an_interrupt_before_anything_is_measured(
     until((run_dir / "run.json").exists)
     time.sleep(0.3)  # it now waits for its first probe
     process.send_signal(signal.SIGINT)
-    done = run_llmbench.end(process, timeout_s=20)
+    done = run_llmbench.end(process)
     assert (done.code, done.out, done.problems) == (130, "", [])
     again = in_process("report", run_dir)
     assert again.code == 2
@@ -594,7 +551,7 @@ def test_a_server_that_dies_ends_the_run(
     process = begin(run_llmbench, run_dir, *flags)
     until(lambda: measured(server) >= 10)
     os.kill(server.pid, signal.SIGKILL)
-    done = run_llmbench.end(process, timeout_s=30)
+    done = run_llmbench.end(process)
     assert done.code == 4
     assert done.problems == []
     cells = stored(run_dir, "summary.json")["cells"]
@@ -653,7 +610,7 @@ def test_workers_leave_an_interrupt_to_their_parent(
     else:
         until(lambda: measured(server) >= 12)
     os.killpg(process.pid, signal.SIGINT)
-    done = run_llmbench.end(process, timeout_s=20)
+    done = run_llmbench.end(process)
     assert done.code == 130
     if not early:
         assert done.problems == []
@@ -672,7 +629,7 @@ def test_workers_end_with_their_parent(truth: Truth, run_llmbench: Llmbench, run
     until(lambda: measured(server) >= 8)
     assert len(family(process)) >= 3
     process.kill()
-    until(lambda: family(process) in ([], [process.pid]), within_s=10)
+    until(lambda: family(process) in ([], [process.pid]))
     assert run_llmbench.end(process).code == -signal.SIGKILL
 
 
@@ -775,7 +732,7 @@ def test_help_imports_nothing_heavy() -> None:
         command,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=True,
     )
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
