@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -479,6 +480,16 @@ def run_dir(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.fixture
+def sample(tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a run of ``results/``: a report stores what it works out again."""
+
+    def copied(name: str) -> Path:
+        return Path(shutil.copytree(ROOT / "results" / name, tmp_path / name, dirs_exist_ok=True))
+
+    return copied
+
+
 def stored(run_dir: Path, name: str = "run.json") -> Any:
     return json.loads((run_dir / name).read_text())
 
@@ -514,11 +525,17 @@ def too_late(trace: Trace) -> bool:
     reads = trace.reads
     sent_late_ns = 0 if trace.due_ns is None else trace.sent_ns - trace.due_ns - trace.queued_ns
     first_ns = reads.at_ns[0] if reads.at_ns else 0
+    lag_ns = max(reads.lag_ns, default=0)
     return (
         trace.send_ns + max(sent_late_ns, 0) > max(0.5 * MS, 0.05 * first_ns)
-        or max(reads.slack_ns, default=0) > 0.5 * MS
-        or max(reads.lag_ns, default=0) > 5 * MS
+        or (lag_ns > 2 * MS and max(reads.slack_ns) > 0.5 * MS)
+        or lag_ns > 5 * MS
     )
+
+
+def was_busy(run_dir: Path) -> bool:
+    """Whether the client of a run was ever too late."""
+    return any(map(too_late, RunDirectory.open(run_dir).traces()))
 
 
 def idle_share(traces: Sequence[Trace]) -> float:

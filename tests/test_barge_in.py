@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import Certificates, Llmbench
+from conftest import Certificates, InProcess, Llmbench, valid
 from test_open_loop import load_of, run
 from test_summary import MS, cell_of, facts_of, request
 
@@ -187,15 +187,17 @@ async def test_a_reply_that_ends_before_the_cut_is_whole(truth: Truth, tmp_path:
     assert {trace.error for trace in ran.measured} == {""}
 
 
-def test_a_sweep_reports_it(truth: Truth, run_llmbench: Llmbench, run_dir: Path) -> None:
+def test_a_sweep_reports_it(
+    truth: Truth, run_llmbench: Llmbench, in_process: InProcess, run_dir: Path
+) -> None:
     server = truth(ttft_ms=20, itl_ms=10, deaf_ms=40, output_tokens=60)
     flags = ("--turns", 3, "--barge-in", 0.5, "--barge-in-after", "100ms", "--concurrency", 4)
     done = run_llmbench(
         *("sweep", "--target", server.url, *flags, "--requests", 40, "--output-tokens", 60),
         *("--prompt-tokens", 32, "--no-calibrate", "--out", run_dir),
     )
-    assert done.code == 0, done.err
+    valid(done, run_dir)
     assert "replies were cut off, and the server sent on for " in " ".join(done.out.split())
     assert "tokens, asked for 60" not in done.out  # they are shorter, as they should be
-    again = run_llmbench("report", run_dir, "--format", "json")
+    again = in_process("report", run_dir, "--format", "json")
     assert 5 <= again.cells[0]["barge_in"]["cut"] <= 25

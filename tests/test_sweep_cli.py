@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import (
+    MS,
     PATIENCE_S,
     Answer,
     Asked,
@@ -33,6 +36,7 @@ from conftest import (
 )
 
 from llmbench.cli import COMMANDS
+from llmbench.store import RunDirectory
 from llmbench.truth.process import TruthServer
 
 Truth = Callable[..., TruthServer]
@@ -90,10 +94,38 @@ def groups(table: str) -> list[list[list[str]]]:
 # ── what is printed and stored ───────────────────────────────────────────────────────────────────
 
 
+class Told(NamedTuple):
+    """What a server's log says of a run's requests, in ms."""
+
+    ttfts: list[float]
+    e2es: list[float]
+    gaps: list[float]
+
+
+def truth_of(run_dir: Path, server: TruthServer) -> Told:
+    log = {reply.request_id: reply for reply in server.log()}
+    pairs = [
+        (trace, log[trace.request_id])
+        for trace in RunDirectory.open(run_dir).traces()
+        if trace.request_id in log and not trace.error
+    ]
+    # The two clocks are one but for the run's zero: the quickest request took no time.
+    zero_ns = min(reply.received_ns - trace.sent_ns for trace, reply in pairs)
+    came_ns = [
+        (trace.sent_ns + zero_ns, list(map(add, reply.token_sent_ns, reply.token_took_ns)))
+        for trace, reply in pairs
+    ]
+    return Told(
+        [(tokens[0] - sent_ns) / MS for sent_ns, tokens in came_ns],
+        [(tokens[-1] - sent_ns) / MS for sent_ns, tokens in came_ns],
+        [(b - a) / MS for _, tokens in came_ns for a, b in pairwise(tokens)],
+    )
+
+
 def test_two_targets_stand_side_by_side(
     truth: Truth, sweep: Callable[..., Done], run_dir: Path
 ) -> None:
-    fast, slow = truth(**STEADY, model="m1"), truth(ttft_ms=130.0, itl_ms=15.0, model="m2")
+    fast, slow = truth(**STEADY, model="m1"), truth(ttft_ms=260.0, itl_ms=30.0, model="m2")
     done = valid(
         sweep(f"{fast.url}?name=fast", f"{slow.url}/v1?name=slow", "--concurrency", "1,2"), run_dir
     )
@@ -104,18 +136,21 @@ def test_two_targets_stand_side_by_side(
     assert "prompts of 24 tokens" in done.out  # one for all, and no column
     for fast_row, slow_row in groups(done.out):
         assert (fast_row[-1], slow_row[-1]) == ("0", "0")
-        assert 60 <= float(fast_row[2].rstrip("*")) < 110
-        assert 130 <= float(slow_row[2]) < 180  # never the best
+        if not done.code:
+            assert 60 <= float(fast_row[2].rstrip("*")) < float(slow_row[2])  # never the best
     cells = stored(run_dir, "summary.json")["cells"]
     assert [cell["target"] for cell in cells] == ["fast", "fast", "slow", "slow"]
     assert [cell["model"] for cell in cells] == ["m1", "m1", "m2", "m2"]
-    for cell, (ttft_ms, itl_ms) in zip(cells, [(60, 5)] * 2 + [(130, 15)] * 2, strict=True):
+    asked = [(60, 5, fast)] * 2 + [(260, 30, slow)] * 2
+    for cell, (ttft_ms, itl_ms, server) in zip(cells, asked, strict=True):
         assert counts(cell) == {"sent": 6, "ok": 6, "failed": 0, "cancelled": 0}
         assert cell["engine"] == "llmbench-truth"
-        # No server can answer sooner than it was told to, and a clock in other units would show.
-        assert ttft_ms <= cell["ttft_ms"]["p50"] < ttft_ms + 50
-        assert ttft_ms + 3 * itl_ms <= cell["e2e_ms"]["p50"] < ttft_ms + 3 * itl_ms + 50
-        assert itl_ms * 0.5 < cell["icl_ms"]["p50"] < itl_ms + 20
+        # No server can answer sooner than it was told to, nor later than it did.
+        told = truth_of(run_dir, server)
+        assert ttft_ms <= cell["ttft_ms"]["p50"] <= max(told.ttfts) + 1
+        assert ttft_ms + 3 * itl_ms <= cell["e2e_ms"]["p50"] <= max(told.e2es) + 1
+        if cell["verdict"] == "valid":
+            assert min(told.gaps) - 1 <= cell["icl_ms"]["p50"] <= max(told.gaps) + 1
         assert cell["measured_prompt_tokens"] == {"min": 24, "p50": 24, "max": 24}
         assert cell["measured_output_tokens"] == {"min": 4, "p50": 4, "max": 4}
         assert cell["token_source"] == "usage"
@@ -183,13 +218,13 @@ def test_a_good_run_exits_with_0(
 
 
 def test_a_report_without_its_summary_makes_it_again(
-    truth: Truth, sweep: Callable[..., Done], run_llmbench: Llmbench, run_dir: Path
+    truth: Truth, sweep: Callable[..., Done], in_process: InProcess, run_dir: Path
 ) -> None:
     done = valid(sweep(truth(**STEADY).url), run_dir)
     summary = run_dir / "summary.json"
     before = summary.read_bytes()
     summary.unlink()
-    assert run_llmbench("report", run_dir) == Done(done.code, done.out, "")
+    assert in_process("report", run_dir) == Done(done.code, done.out, "")
     assert summary.read_bytes() == before
 
 
