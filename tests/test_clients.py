@@ -17,6 +17,7 @@ from conftest import (
     port_of,
     raw_server,
     sse,
+    until,
 )
 
 from llmbench.apis import APIS
@@ -314,6 +315,8 @@ async def test_silent_closes_fail_no_request(truth: Truth, name: str) -> None:
             trace = client.settle(await client.exchange(call(index)))
             assert trace.error == "", trace.detail
             assert text(trace) == "".join(TOKENS)
+            if name != "wire":  # the others send once, and have to have seen the close by then
+                until(lambda so_far=index + 1: len(server.log()) == so_far)
     assert [reply.request_id for reply in server.log()] == ["r0", "r1", "r2", "r3"]
 
 

@@ -264,8 +264,9 @@ class Odd(Client):
 
     async def exchange(self, call: Call) -> Trace:
         self.asked += 1
+        trace = trace_of(call, self.asked, "reset" if self.asked % 3 else "")
         await asyncio.sleep(0)
-        return trace_of(call, self.asked, "reset" if self.asked % 3 else "")
+        return trace
 
 
 async def test_scattered_failures_do_not_end_it(

@@ -23,7 +23,6 @@ QUICK = [
     "20",
     "--repeat",
     "4",
-    "--no-calibrate",
 ]
 
 

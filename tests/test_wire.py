@@ -682,19 +682,23 @@ linux = sys.platform == "linux"
 
 def agrees(trace: Trace, reply: Reply) -> None:
     """The stamp of every content event lies within its true send, or as much later as its slack
-    says; that of a client without the kernel's stamps lies later."""
+    says and the way takes."""
     seen = timeline(trace)
     for at_ns, slack_ns, sent_ns, took_ns in zip(
         seen.at_ns, seen.slack_ns, reply.token_sent_ns, reply.token_took_ns, strict=True
     ):
         late_ns = at_ns + trace.sent_ns - sent_ns
         assert late_ns >= -CLOCKS_AGREE_NS
-        assert late_ns <= slack_ns + took_ns + CLOCKS_AGREE_NS or not linux
+        assert late_ns <= slack_ns + took_ns + WAY_NS
     assert trace.sent_ns <= reply.received_ns + CLOCKS_AGREE_NS
 
 
 CLOCKS_AGREE_NS = 20_000
 """Realtime stamps are brought onto monotonic time to within this."""
+
+WAY_NS = 250 * MS
+"""The most that an event is on its way on a busy machine. What is held up for longer by a test must
+not pass for that."""
 
 
 async def test_stamps_agree_with_the_truth(truth: Truth) -> None:
@@ -769,8 +773,8 @@ async def test_events_that_share_a_read_are_as_old_as_their_slack_says(truth: Tr
     server = truth(ttft_ms=50, itl_ms=10)
     async with wire(server.url, opened=True) as client:
         for delay_s in (0.1, 0.12):  # inside the stream, that has then lasted for some events
-            asyncio.get_running_loop().call_later(delay_s, time.sleep, 0.1)
-        trace = await client.exchange(call(tokens=40))
+            asyncio.get_running_loop().call_later(delay_s, time.sleep, 0.4)
+        trace = await client.exchange(call(tokens=100))
     good(trace)
     (reply,) = server.log()
     agrees(trace, reply)
