@@ -524,11 +524,13 @@ def too_late(trace: Trace) -> bool:
     """Whether the client was later with this request than docs/metrics.md lets it be."""
     reads = trace.reads
     sent_late_ns = 0 if trace.due_ns is None else trace.sent_ns - trace.due_ns - trace.queued_ns
-    first_ns = reads.at_ns[0] if reads.at_ns else 0
-    lag_ns = max(reads.lag_ns, default=0)
+    if not reads.at_ns:
+        return False
+    first_ns, lag_ns = reads.at_ns[0], max(reads.lag_ns)
     return (
         trace.send_ns + max(sent_late_ns, 0) > max(0.5 * MS, 0.05 * first_ns)
         or (lag_ns > 2 * MS and max(reads.slack_ns) > 0.5 * MS)
+        or reads.lag_ns[-1] > max(1 * MS, 0.02 * reads.at_ns[-1])
         or lag_ns > 5 * MS
     )
 
