@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import ROOT, InProcess, Llmbench, content, finish, valid
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, lognorm
 from test_speech import trace_of
@@ -194,6 +194,7 @@ def test_the_interval_is_clopper_and_pearsons(hits: int) -> None:
     assert high == pytest.approx(beta.ppf(0.975, hits + 1, 72 - hits) if hits < 72 else 1, abs=1e-9)
 
 
+@settings(max_examples=30)  # each takes bisections of a beta distribution
 @given(st.floats(0, 1), st.floats(0.5, 1e6))
 def test_an_interval_holds_its_share(share: float, n: float) -> None:
     low, high = share_interval(share, n)
