@@ -238,9 +238,10 @@ class Waits(Client):
 
 async def test_until_returns_at_its_time() -> None:
     client = Waits()
-    due_ns = time.monotonic_ns() + 5_000_000
-    await until(due_ns, client)
-    assert time.monotonic_ns() >= due_ns
+    while not client.waited_ns:  # a busy machine may be past the time at once
+        due_ns = time.monotonic_ns() + 5_000_000
+        await until(due_ns, client)
+        assert time.monotonic_ns() >= due_ns
     assert client.waited_ns == [due_ns - SPIN_NS]
     await until(due_ns - 10**9, client)  # past: at once, without giving way
     assert len(client.waited_ns) == 1

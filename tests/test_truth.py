@@ -346,13 +346,24 @@ def test_a_slow_reader_gets_every_byte(start: Callable[..., TruthServer]) -> Non
     with dial(server) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         sock.sendall(post(head=CLOSE, max_tokens=300_000))
-        time.sleep(0.3)
+        until(lambda: is_full(sock))
         reply = drain(sock)
     assert len(events_of(reply)) == 30_002
     (logged,) = server.log()
     assert logged.blocked > 0
     assert list(logged.sent_ns) == sorted(logged.sent_ns)
     assert len(logged.sent_ns) == 30_002
+
+
+def is_full(sock: socket.socket) -> bool:
+    """Whether nothing more has come for a second."""
+
+    def waiting() -> int:
+        return len(sock.recv(1 << 24, socket.MSG_PEEK))
+
+    before = waiting()
+    time.sleep(1.0)
+    return waiting() == before
 
 
 def test_max_parallel_serves_in_the_order_of_arrival(start: Callable[..., TruthServer]) -> None:
