@@ -400,6 +400,7 @@ IDLE_ENDINGS = {
 async def test_an_idle_connection_that_is_closed_is_opened_again(ending: str, reply: str) -> None:
     """With a word (as some proxies do) or without, by FIN or RST, between two exchanges."""
     last_words = IDLE_ENDINGS[ending]
+    said = asyncio.Event()
 
     async def answer(peer: Peer, _: int) -> None:
         await peer.request()
@@ -409,6 +410,7 @@ async def test_an_idle_connection_that_is_closed_is_opened_again(ending: str, re
             peer.reset()
         elif last_words:
             await peer.send(last_words)
+        said.set()
 
     async with raw_server(answer) as raw, wire(raw.url) as client:
         for index in range(3):
@@ -416,6 +418,8 @@ async def test_an_idle_connection_that_is_closed_is_opened_again(ending: str, re
             good(trace)
             assert trace.body == BODY
             assert trace.connect is not None
+            await said.wait()
+            said.clear()
             await asyncio.sleep(0.05)
         assert raw.connections == 3
 
