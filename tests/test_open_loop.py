@@ -300,9 +300,9 @@ def test_what_a_stall_costs_users_shows_from_due_times(
 
 
 def waited_ns(trace: Trace) -> int:
-    """From when a request was due, or sent, to the first of its reply."""
+    """From when a request was due, or sent, to the end of its reply."""
     due_ns = trace.sent_ns if trace.due_ns is None else trace.due_ns
-    return trace.sent_ns + (trace.reads.at_ns[0] if trace.reads.at_ns else 0) - due_ns
+    return trace.sent_ns + trace.end_ns - due_ns
 
 
 def test_a_conversation_goes_on_with_the_models_own_words(
