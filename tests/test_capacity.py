@@ -1,6 +1,5 @@
 """The search for the highest load that meets an objective: its steps, its answer, and for real."""
 
-import json
 import math
 from array import array
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Llmbench, bare_cell
+from conftest import InProcess, Llmbench, bare_cell, stored, was_busy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
@@ -267,20 +266,24 @@ def test_what_was_broken_off_says_nothing_unless_the_server_refused() -> None:
 
 
 def test_the_slots_of_a_server_are_found(
-    truth: Truth, run_llmbench: Llmbench, run_dir: Path
+    truth: Truth, run_llmbench: Llmbench, in_process: InProcess, run_dir: Path
 ) -> None:
-    """With four replies at a time a fifth stream waits for a whole reply."""
-    server = truth(ttft_ms=20, itl_ms=10, output_tokens=12, max_parallel=4)
-    flags = "--slo ttft.p90=40ms --most 16 --requests 48 --output-tokens 12"
+    """With four replies at a time, of 140 ms each, a fifth stream waits for 35 ms on average. A
+    busy machine may make it less than four, if its stamps say that it was."""
+    server = truth(ttft_ms=60, itl_ms=40, output_tokens=3, max_parallel=4)
+    flags = "--slo ttft.p90=80ms --most 16 --requests 48 --output-tokens 3 --no-calibrate"
     done = run_llmbench(
-        *("capacity", "--target", server.url, *flags.split(), "--out", run_dir), timeout_s=240
+        *("capacity", "--target", server.url, *flags.split(), "--out", run_dir), timeout_s=500
     )
-    assert "up to 4 requests in flight meet ttft.p90 ≤ 40 ms" in done.out, done.out
-    again = run_llmbench("report", run_dir)
-    assert again.out == done.out
-    (found,) = json.loads((run_dir / "summary.json").read_text())["capacity"]
-    assert (found["load"], found["by"], found["limits_ms"]) == (4, "concurrency", {"ttft.p90": 40})
-    assert found["ci95"][0] <= 4 <= found["ci95"][1]
+    assert in_process("report", run_dir).out == done.out
+    (found,) = stored(run_dir, "summary.json")["capacity"]
+    assert (found["by"], found["limits_ms"]) == ("concurrency", {"ttft.p90": 80})
+    if was_busy(run_dir):
+        assert (found["load"] or 0) <= 4
+    else:
+        assert found["load"] == 4
+        assert found["ci95"][0] <= 4 <= found["ci95"][1]
+        assert "up to 4 requests in flight meet ttft.p90 ≤ 80 ms" in done.out, done.out
     loads = [line.split()[1] for line in done.out.splitlines()[3:] if line.startswith("127.")]
     numbers = [int(each) for each in loads if each.isdigit()]
     assert numbers == sorted(numbers)
@@ -299,13 +302,13 @@ def test_a_config_may_say_what_a_search_varies(tmp_path: Path) -> None:
 
 
 def test_a_report_answers_by_the_objectives_that_it_was_given(
-    truth: Truth, run_llmbench: Llmbench, run_dir: Path
+    truth: Truth, run_llmbench: Llmbench, in_process: InProcess, run_dir: Path
 ) -> None:
     server = truth(ttft_ms=20, itl_ms=1, output_tokens=4)
-    flags = "--slo ttft.p90=2s --most 2 --requests 48 --output-tokens 4 --no-calibrate"
+    flags = "--slo ttft.p90=2s --most 2 --requests 48 --output-tokens 4"
     run_llmbench("capacity", "--target", server.url, *flags.split(), "--out", run_dir)
     before = (run_dir / "summary.json").read_bytes()
-    again = run_llmbench("report", run_dir, "--slo", "ttft.p90=5ms")
+    again = in_process("report", run_dir, "--slo", "ttft.p90=5ms")
     assert "no load that was tried meets ttft.p90 ≤ 5 ms" in again.out
     assert (run_dir / "summary.json").read_bytes() == before
 
@@ -323,8 +326,8 @@ def test_a_report_answers_by_the_objectives_that_it_was_given(
         ("--slo ttft.p95=1s --most 9.5", "--most 9.5: requests in flight are a whole number"),
     ],
 )
-def test_what_cannot_be_searched(run_llmbench: Llmbench, flags: str, words: str) -> None:
-    done = run_llmbench("capacity", "--target", "http://localhost:9", *flags.split())
+def test_what_cannot_be_searched(in_process: InProcess, flags: str, words: str) -> None:
+    done = in_process("capacity", "--target", "http://localhost:9", *flags.split())
     assert done.code == 2
     assert words in done.err
     assert len(done.err.splitlines()) == 1

@@ -6,7 +6,19 @@ from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import TOKENS, Certificates, Peer, chunk, content, finish, port_of, raw_server, sse
+from conftest import (
+    PATIENCE_S,
+    TOKENS,
+    Certificates,
+    Peer,
+    chunk,
+    content,
+    finish,
+    port_of,
+    raw_server,
+    sse,
+    until,
+)
 
 from llmbench.apis import APIS
 from llmbench.apis.dialect import DIALECTS
@@ -36,11 +48,11 @@ async def connected(
     url: str,
     *,
     api: str = "chat",
-    timeout_s: float = 10.0,
+    timeout_s: float = PATIENCE_S,
     ca_file: str = "",
     reply_bytes: int = REPLY_BYTES,
 ) -> AsyncIterator[Client]:
-    clock = Clock()
+    clock = Clock(0)
     where = endpoint(Target(spec=url, name="t", url=f"{url}/v1", api=api, ca_file=ca_file))
     path, limits = APIS[api].path, Limits(timeout_s, reply_bytes=reply_bytes)
     client: Client
@@ -214,10 +226,10 @@ async def test_failures_are_the_same_to_all_and_asked_once(
 @each_client
 async def test_a_stream_that_hangs_times_out_and_what_came_is_kept(truth: Truth, name: str) -> None:
     server = truth(hang_at=2)
-    trace = await once(name, server.url, timeout_s=0.5)
+    trace = await once(name, server.url, timeout_s=2.0)
     assert trace.error == "timeout", trace.detail
     assert text(trace) == "".join(TOKENS[:2])
-    assert trace.end_ns >= 500 * MS
+    assert trace.end_ns >= 2_000 * MS
 
 
 @each_client
@@ -227,7 +239,7 @@ async def test_the_timeout_is_for_the_whole_reply(truth: Truth, name: str) -> No
     async with connected(name, server.url, timeout_s=0.6) as client:
         trace = settled(client, await client.exchange(call(tokens=30)))
     assert trace.error == "timeout", trace.detail
-    assert trace.end_ns < 2_000 * MS
+    assert trace.body.count(b"data:") < 30
 
 
 @each_client
@@ -314,6 +326,8 @@ async def test_silent_closes_fail_no_request(truth: Truth, name: str) -> None:
             trace = settled(client, await client.exchange(call(index)))
             assert trace.error == "", trace.detail
             assert text(trace) == "".join(TOKENS)
+            if name != "wire":  # the others send once, and have to have seen the close by then
+                until(lambda so_far=index + 1: len(server.log()) == so_far)
     assert [reply.request_id for reply in server.log()] == ["r0", "r1", "r2", "r3"]
 
 
@@ -335,16 +349,19 @@ async def test_a_host_that_does_not_exist(name: str) -> None:
     assert trace.error == "dns", trace.detail
 
 
+CLOCKS_AGREE_NS = 20_000
+"""Realtime stamps are brought onto monotonic time to within this."""
+
+
 @each_client
 async def test_the_stamps_follow_the_truth(truth: Truth, name: str) -> None:
     """In the order of events: no client sees a token before the server has sent it."""
     server = truth(ttft_ms=30, itl_ms=10)
-    clock_trace = await once(name, server.url)
+    trace = await once(name, server.url)
     (reply,) = server.log()
-    seen = figures(clock_trace)
-    first_ns = reply.token_sent_ns[0]
+    seen = figures(trace)
     for at_ns, sent_ns in zip(seen.timeline.at_ns, reply.token_sent_ns, strict=True):
-        assert at_ns - seen.timeline.at_ns[0] >= sent_ns - first_ns - 50 * MS
+        assert at_ns + trace.sent_ns >= sent_ns - CLOCKS_AGREE_NS
     assert seen.metrics.ttft_s is not None
     assert seen.metrics.ttft_s >= reply.ttft_ns / 1e9 - 1e-4 if reply.ttft_ns else False
     assert list(seen.timeline.at_ns) == sorted(seen.timeline.at_ns)

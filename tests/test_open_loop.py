@@ -6,12 +6,13 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pytest
-from conftest import Answer, Asked, Llmbench, ThreadedServer, peak
+from conftest import PATIENCE_S, Answer, Asked, InProcess, Llmbench, ThreadedServer, measured, peak
+from conftest import until as wait_until
 
 from llmbench.apis.dialect import DIALECTS
 from llmbench.drive.board import Board
@@ -46,10 +47,11 @@ def load_of(rate: str = "100", **fields: Any) -> Load:
 class Ran:
     """A cell of an open loop that has run."""
 
-    def __init__(self, stopped: str, traces: list[Trace], job: Job) -> None:
+    def __init__(self, stopped: str, traces: list[Trace], job: Job, over_ns: int) -> None:
         self.stopped = stopped
         self.traces = traces
         self.job = job
+        self.over_ns = over_ns
 
     @property
     def measured(self) -> list[Trace]:
@@ -60,7 +62,7 @@ async def run(
     url: str,
     folder: Path,
     load: Load,
-    interrupt_s: float | None = None,
+    interrupt_after: int | None = None,
     ca_file: str = "",
     **fields: Any,
 ) -> Ran:
@@ -71,17 +73,20 @@ async def run(
         dialect=DIALECTS[0],
         scale=Scale(((8, 8),)),
         salt="s",
-        timeout_s=10.0,
+        timeout_s=PATIENCE_S,
         **fields,
     )
     client, spool = job.client(clock), job.spool(folder)
     loop = job.loop(client, spool, Board(load))
     try:
         await client.open()
-        if interrupt_s is not None:
-            asyncio.get_running_loop().call_later(interrupt_s, loop.interrupt, "enough")
-        await loop.run(clock)
-        return Ran(loop.stopped, list(spool), job)
+        running = asyncio.create_task(loop.run(clock))
+        if interrupt_after is not None:
+            while len(list(spool)) < interrupt_after:
+                await asyncio.sleep(0.01)
+            loop.interrupt("enough")
+        await running
+        return Ran(loop.stopped, list(spool), job, time.monotonic_ns() - clock.zero_ns)
     finally:
         await client.close()
         spool.close()
@@ -101,8 +106,8 @@ async def test_each_request_goes_out_once_and_none_before_it_is_due(
     indices = [trace.index for trace in ran.traces]
     assert len(set(indices)) == len(indices)
     # The due times are the schedule's, to the nanosecond.
-    planned = [due.at_ns for due, _ in zip(schedule(load, ran.job.feed), ran.traces, strict=False)]
-    came = sorted(trace.due_ns for trace in ran.traces if trace.due_ns is not None)
+    planned = [due.at_ns for due in islice(schedule(load, ran.job.feed), 45)]
+    came = sorted(trace.due_ns or 0 for trace in ran.traces if trace.phase != "cooldown")
     assert [each - came[0] for each in came] == [each - planned[0] for each in planned]
 
 
@@ -137,11 +142,12 @@ async def test_what_is_due_and_finds_no_place_is_kept_as_never_sent(
     assert len(ran.measured) == 40
     never = [trace for trace in ran.measured if trace.detail.startswith("never sent")]
     assert len(never) > 20
-    over_ns = max(trace.sent_ns + trace.end_ns for trace in ran.measured)
+    last_due_ns = max(trace.due_ns or 0 for trace in ran.measured)
     for trace in never:
         assert trace.error == "cancelled"
         assert trace.due_ns is not None
-        assert trace.queued_ns == pytest.approx(over_ns - trace.due_ns, abs=50_000_000)
+        given_up_ns = trace.due_ns + trace.queued_ns
+        assert last_due_ns + 200_000_000 <= given_up_ns <= ran.over_ns
 
 
 async def test_conversations_of_an_open_loop_are_measured_to_their_last_turn(
@@ -173,7 +179,7 @@ async def test_what_is_in_flight_when_patience_ends_is_kept_as_cut_off(
     truth: Truth, tmp_path: Path
 ) -> None:
     server = truth(hang_at=2)
-    load = load_of("100", requests=10, warmup=0, grace_s=0.3)
+    load = load_of("100", requests=10, warmup=0, grace_s=1.0)
     ran = await run(server.url, tmp_path, load)
     assert ran.stopped == ""
     assert [trace.error for trace in ran.measured] == ["cancelled"] * 10
@@ -182,7 +188,7 @@ async def test_what_is_in_flight_when_patience_ends_is_kept_as_cut_off(
 
 async def test_an_interrupt_keeps_what_is_in_flight(truth: Truth, tmp_path: Path) -> None:
     load = load_of("50", requests=1000, warmup=0)
-    ran = await run(truth(ttft_ms=200).url, tmp_path, load, interrupt_s=0.8)
+    ran = await run(truth(ttft_ms=500).url, tmp_path, load, interrupt_after=5)
     assert ran.stopped == "enough"
     assert {trace.error for trace in ran.traces} == {"", "cancelled"}
 
@@ -195,12 +201,12 @@ async def test_failures_end_a_hopeless_cell(truth: Truth, tmp_path: Path) -> Non
 
 
 async def test_a_first_token_that_does_not_come(truth: Truth, tmp_path: Path) -> None:
-    late, begun = truth(ttft_ms=600), truth(ttft_ms=3, itl_ms=100)
+    late, begun = truth(ttft_ms=60_000), truth(ttft_ms=3, itl_ms=300)
     load = load_of("50", requests=5, warmup=0)
     ran = await run(late.url, tmp_path, load, first_token_timeout_s=0.2)
     assert {trace.error for trace in ran.measured} == {"timeout"}
     assert {trace.detail for trace in ran.measured} == {"no first token within 0.2 s"}
-    ran = await run(begun.url, tmp_path, load, first_token_timeout_s=0.2)
+    ran = await run(begun.url, tmp_path, load, first_token_timeout_s=1.0)
     assert {trace.error for trace in ran.measured} == {""}
 
 
@@ -235,9 +241,10 @@ class Waits(Client):
 
 async def test_until_returns_at_its_time() -> None:
     client = Waits()
-    due_ns = time.monotonic_ns() + 5_000_000
-    await until(due_ns, client)
-    assert time.monotonic_ns() >= due_ns
+    while not client.waited_ns:  # a busy machine may be past the time at once
+        due_ns = time.monotonic_ns() + 5_000_000
+        await until(due_ns, client)
+        assert time.monotonic_ns() >= due_ns
     assert client.waited_ns == [due_ns - SPIN_NS]
     await until(due_ns - 10**9, client)  # past: at once, without giving way
     assert len(client.waited_ns) == 1
@@ -252,7 +259,7 @@ def test_workers_share_the_arrivals(truth: Truth, run_llmbench: Llmbench, run_di
         "sweep", "--target", truth().url, *flags.split(), "--out", run_dir, "--format", "json"
     )
     (cell,) = done.cells
-    assert cell["requests"]["sent"] == cell["requests"]["ok"] == 60
+    assert cell["requests"]["sent"] == cell["requests"]["ok"] == 60 - cell["warmup_removed"]
     assert cell["request_rate"] == 100
     assert cell["concurrency"] is None
     traces = list(RunDirectory.open(run_dir).traces())
@@ -265,35 +272,40 @@ def test_workers_share_the_arrivals(truth: Truth, run_llmbench: Llmbench, run_di
 
 
 def test_what_a_stall_costs_users_shows_from_due_times(
-    truth: Truth, run_llmbench: Llmbench
+    truth: Truth, run_llmbench: Llmbench, tmp_path: Path
 ) -> None:
     """Coordinated omission: a closed loop sends nothing while the server stalls, and sees one slow
     request. Users would have come."""
     server = truth(ttft_ms=5, itl_ms=1, output_tokens=5)
 
-    def measure(*flags: object) -> float:
+    def stalled(name: str, *flags: object) -> list[Trace]:
+        """The requests that waited for half a second or more."""
         process = run_llmbench.start(
-            *("sweep", "--target", server.url, "--format", "json", "--no-calibrate"),
+            *("sweep", "--target", server.url, "--out", name, "--no-calibrate"),
             *("--output-tokens", 5, "--prompt-tokens", 16, *flags),
         )
-        while len(server.log()) < 60 and process.poll() is None:
-            time.sleep(0.02)
+        wait_until(lambda: measured(server) >= 20)
         os.kill(server.pid, signal.SIGSTOP)
-        time.sleep(2.0)
+        time.sleep(1.0)
         os.kill(server.pid, signal.SIGCONT)
-        (cell,) = run_llmbench.end(process).cells
-        assert cell["requests"]["failed"] == 0
-        mean: float = cell["ttft_ms"]["mean"]  # one stall says nothing sure of a percentile
+        assert run_llmbench.end(process).code in (0, 4)
         server.reset()
-        return mean
+        traces = list(RunDirectory.open(tmp_path / name).traces())
+        assert not any(trace.error for trace in traces if trace.phase == "measured")
+        return [each for each in traces if waited_ns(each) > 500_000_000]
 
-    closed = measure("--concurrency", 1, "--requests", 300)
-    open_ = measure("--request-rate", 60, "--requests", 300, "--warmup", 5)
-    assert open_ > 10 * closed
+    assert len(stalled("closed", "--concurrency", 1, "--requests", 300)) == 1
+    assert len(stalled("open", "--request-rate", 60, "--requests", 200)) > 20
+
+
+def waited_ns(trace: Trace) -> int:
+    """From when a request was due, or sent, to the end of its reply."""
+    due_ns = trace.sent_ns if trace.due_ns is None else trace.due_ns
+    return trace.sent_ns + trace.end_ns - due_ns
 
 
 def test_a_conversation_goes_on_with_the_models_own_words(
-    threaded: Threaded, run_llmbench: Llmbench, run_dir: Path
+    threaded: Threaded, run_llmbench: Llmbench, in_process: InProcess, run_dir: Path
 ) -> None:
     def answer(asked: Asked) -> Answer:
         time.sleep(0.01)
@@ -319,7 +331,7 @@ def test_a_conversation_goes_on_with_the_models_own_words(
         assert len(messages) == 1 or messages[:-2] in loads
     traces = list(RunDirectory.open(run_dir).traces())
     assert {trace.turn for trace in traces} == {0, 1, 2}
-    report = run_llmbench("report", run_dir, "--format", "json").cells[0]
+    report = in_process("report", run_dir, "--format", "json").cells[0]
     assert [turn["turn"] for turn in report["turns"]] == [1, 2, 3]
     assert "turn" in done.out
 
@@ -341,13 +353,15 @@ def test_a_broken_row_ends_a_cell_and_loses_nothing(
     done = run_llmbench(*common, "--skip-broken", "--format", "json")
     assert done.code in (0, 4)
     (cell,) = done.cells
-    assert cell["requests"]["ok"] == 400
+    assert cell["requests"]["ok"] + cell["warmup_removed"] == 400
     assert any("skipped" in note and "line 151" in note for note in cell["notes"])
 
 
 def test_until_a_figure_is_certain(truth: Truth, run_llmbench: Llmbench) -> None:
     flags = "--concurrency 4 --until ci=50% --requests 640 --no-calibrate --output-tokens 3"
-    done = run_llmbench("sweep", "--target", truth().url, *flags.split(), "--format", "json")
+    done = run_llmbench(
+        "sweep", "--target", truth(ttft_ms=40).url, *flags.split(), "--format", "json"
+    )
     (cell,) = done.cells
     assert 40 <= cell["requests"]["sent"] < 640
     assert any("reached at look" in note for note in cell["notes"])

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 
 import pytest
+from conftest import PATIENCE_S
 
 from llmbench.drive.poller import FEW, Poller
 
@@ -41,7 +42,7 @@ class Watched:
         return before_ns
 
     async def until_read(self, count: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while len(self.empty_at_ns) < count:
                 await asyncio.sleep(0.001)
 

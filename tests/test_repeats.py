@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Llmbench
+from conftest import InProcess, Llmbench
 from test_summary import TARGET, facts_of, steady
 
 from llmbench.config import Sweep
@@ -90,7 +90,9 @@ def test_an_invalid_repeat_is_left_out_and_told() -> None:
     assert none.verdict == "invalid"
 
 
-def test_a_sweep_with_repeats(truth: Truth, run_llmbench: Llmbench, run_dir: Path) -> None:
+def test_a_sweep_with_repeats(
+    truth: Truth, run_llmbench: Llmbench, in_process: InProcess, run_dir: Path
+) -> None:
     url = truth().url
     flags = "--concurrency 1,2 --repeat 3 --requests 12 --output-tokens 4 --no-calibrate"
     done = run_llmbench(
@@ -104,4 +106,4 @@ def test_a_sweep_with_repeats(truth: Truth, run_llmbench: Llmbench, run_dir: Pat
         assert cell["repeats"]["runs"] == 3 - len(left_out), cell["notes"]
     facts: list[CellFacts] = RunDirectory.open(run_dir).run.cells
     assert Counter(each.row for each in facts) == {0: 3, 1: 3, 2: 3, 3: 3}
-    assert run_llmbench("report", run_dir, "--format", "json").cells == done.cells
+    assert in_process("report", run_dir, "--format", "json").cells == done.cells

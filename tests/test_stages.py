@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Certificates, Peer, chunk, raw_server
+from conftest import PATIENCE_S, Certificates, Peer, chunk, raw_server
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -370,7 +370,7 @@ async def test_a_server_that_never_answers_or_never_ends() -> None:
 
     async with raw_server(silent) as server:
         for _ in range(2):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 assert times(await scrape(at(f"{server.url}/v1"), timeout_s=0.2)) == {}
         assert server.connections == 2
 
@@ -395,15 +395,15 @@ async def test_a_huge_body_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatc
             sent += 1 << 16
 
     async with raw_server(endless) as server:
-        async with asyncio.timeout(60):
-            assert times(await scrape(at(f"{server.url}/v1"), timeout_s=30)) == {}
+        async with asyncio.timeout(PATIENCE_S):
+            assert times(await scrape(at(f"{server.url}/v1"), timeout_s=PATIENCE_S)) == {}
     assert 1 << 20 <= sent < 1 << 26
 
 
 async def test_a_large_text_is_read() -> None:
     text = VLLM + "".join(f'other_total{{n="{n}"}} {n}\n' for n in range(50_000))
     async with raw_server(answering({"/metrics": reply("200 OK", text.encode())})) as server:
-        assert times(await scrape(at(f"{server.url}/v1"), timeout_s=30)) == times(VLLM)
+        assert times(await scrape(at(f"{server.url}/v1"), timeout_s=PATIENCE_S)) == times(VLLM)
 
 
 # ── the report ───────────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,5 @@
 """The whole path, from the command line to the run directory, as a user sees it."""
 
-import contextlib
 import csv
 import io
 import itertools
@@ -11,13 +10,34 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from operator import add
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-from conftest import Answer, Asked, Certificates, Done, Llmbench, ThreadedServer, peak, port_of
+from conftest import (
+    MS,
+    PATIENCE_S,
+    Answer,
+    Asked,
+    Certificates,
+    Done,
+    InProcess,
+    Llmbench,
+    ThreadedServer,
+    measured,
+    peak,
+    port_of,
+    quiet,
+    stored,
+    until,
+    valid,
+    was_busy,
+)
 
-from llmbench.cli import COMMANDS, main
+from llmbench.cli import COMMANDS
+from llmbench.store import RunDirectory
 from llmbench.truth.process import TruthServer
 
 Truth = Callable[..., TruthServer]
@@ -45,49 +65,6 @@ def sweep(run_llmbench: Llmbench, run_dir: Path) -> Callable[..., Done]:
         )
 
     return run
-
-
-InProcess = Callable[..., Done]
-
-
-@pytest.fixture
-def in_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> InProcess:
-    """The command line without a process of its own, for what runs no sweep: ten times as fast."""
-
-    def run(*args: object) -> Done:
-        capsys.readouterr()
-        try:
-            with contextlib.chdir(tmp_path):
-                code = main([str(arg) for arg in args])
-        except SystemExit as left:
-            code = int(left.code or 0)
-        return Done(code, *capsys.readouterr())
-
-    return run
-
-
-def quiet(done: Done, run_dir: Path) -> Done:
-    """Nothing on stderr but where the evidence is."""
-    assert done.err == f"evidence: {run_dir}\n"
-    return done
-
-
-def valid(done: Done, run_dir: Path) -> Done:
-    """Nothing is wrong with the run, unless this machine was too busy to measure on, and it says
-    so."""
-    reasons = [
-        reason
-        for cell in stored(run_dir, "summary.json")["cells"]
-        for reason in cell["reasons"]
-        if not reason.startswith(("client saturated: ", "only ", "unsteady: "))
-    ]
-    assert reasons == []
-    assert done.code in (0, 4), done.out + done.err
-    return quiet(done, run_dir)
-
-
-def stored(run_dir: Path, name: str = "run.json") -> Any:
-    return json.loads((run_dir / name).read_text())
 
 
 def counts(cell: dict[str, Any]) -> dict[str, int]:
@@ -118,10 +95,38 @@ def groups(table: str) -> list[list[list[str]]]:
 # ── what is printed and stored ───────────────────────────────────────────────────────────────────
 
 
+class Told(NamedTuple):
+    """What a server's log says of a run's requests, in ms."""
+
+    ttfts: list[float]
+    e2es: list[float]
+    gaps: list[float]
+
+
+def truth_of(run_dir: Path, server: TruthServer) -> Told:
+    log = {reply.request_id: reply for reply in server.log()}
+    pairs = [
+        (trace, log[trace.request_id])
+        for trace in RunDirectory.open(run_dir).traces()
+        if trace.request_id in log and not trace.error
+    ]
+    # The two clocks are one but for the run's zero: the quickest request took no time.
+    zero_ns = min(reply.received_ns - trace.sent_ns for trace, reply in pairs)
+    came_ns = [
+        (trace.sent_ns + zero_ns, list(map(add, reply.token_sent_ns, reply.token_took_ns)))
+        for trace, reply in pairs
+    ]
+    return Told(
+        [(tokens[0] - sent_ns) / MS for sent_ns, tokens in came_ns],
+        [(tokens[-1] - sent_ns) / MS for sent_ns, tokens in came_ns],
+        [(b - a) / MS for _, tokens in came_ns for a, b in pairwise(tokens)],
+    )
+
+
 def test_two_targets_stand_side_by_side(
     truth: Truth, sweep: Callable[..., Done], run_dir: Path
 ) -> None:
-    fast, slow = truth(**STEADY, model="m1"), truth(ttft_ms=130.0, itl_ms=15.0, model="m2")
+    fast, slow = truth(**STEADY, model="m1"), truth(ttft_ms=260.0, itl_ms=30.0, model="m2")
     done = valid(
         sweep(f"{fast.url}?name=fast", f"{slow.url}/v1?name=slow", "--concurrency", "1,2"), run_dir
     )
@@ -132,18 +137,21 @@ def test_two_targets_stand_side_by_side(
     assert "prompts of 24 tokens" in done.out  # one for all, and no column
     for fast_row, slow_row in groups(done.out):
         assert (fast_row[-1], slow_row[-1]) == ("0", "0")
-        assert 60 <= float(fast_row[2].rstrip("*")) < 110
-        assert 130 <= float(slow_row[2]) < 180  # never the best
+        if not was_busy(run_dir):
+            assert 60 <= float(fast_row[2].rstrip("*")) < float(slow_row[2])  # never the best
     cells = stored(run_dir, "summary.json")["cells"]
     assert [cell["target"] for cell in cells] == ["fast", "fast", "slow", "slow"]
     assert [cell["model"] for cell in cells] == ["m1", "m1", "m2", "m2"]
-    for cell, (ttft_ms, itl_ms) in zip(cells, [(60, 5)] * 2 + [(130, 15)] * 2, strict=True):
+    asked = [(60, 5, fast)] * 2 + [(260, 30, slow)] * 2
+    for cell, (ttft_ms, itl_ms, server) in zip(cells, asked, strict=True):
         assert counts(cell) == {"sent": 6, "ok": 6, "failed": 0, "cancelled": 0}
         assert cell["engine"] == "llmbench-truth"
-        # No server can answer sooner than it was told to, and a clock in other units would show.
-        assert ttft_ms <= cell["ttft_ms"]["p50"] < ttft_ms + 50
-        assert ttft_ms + 3 * itl_ms <= cell["e2e_ms"]["p50"] < ttft_ms + 3 * itl_ms + 50
-        assert itl_ms * 0.5 < cell["icl_ms"]["p50"] < itl_ms + 20
+        # No server can answer sooner than it was told to, nor later than it did.
+        told = truth_of(run_dir, server)
+        assert ttft_ms <= cell["ttft_ms"]["p50"] <= max(told.ttfts) + 1
+        assert ttft_ms + 3 * itl_ms <= cell["e2e_ms"]["p50"] <= max(told.e2es) + 1
+        if cell["verdict"] == "valid":
+            assert min(told.gaps) - 1 <= cell["icl_ms"]["p50"] <= max(told.gaps) + 1
         assert cell["measured_prompt_tokens"] == {"min": 24, "p50": 24, "max": 24}
         assert cell["measured_output_tokens"] == {"min": 4, "p50": 4, "max": 4}
         assert cell["token_source"] == "usage"
@@ -194,30 +202,29 @@ def test_report_prints_the_same_again(
 
 
 def test_a_good_run_exits_with_0(
-    truth: Truth, run_llmbench: Llmbench, in_process: InProcess
+    truth: Truth, run_llmbench: Llmbench, in_process: InProcess, tmp_path: Path
 ) -> None:
-    """Within three attempts: it does not where the machine is busy with something else."""
+    """Within three attempts, unless the stamps of all say that the machine was busy."""
     url = truth(ttft_ms=100, itl_ms=20).url
     for attempt in range(3):
-        flags = ("--target", url, "--concurrency", 1, "--requests", 6, "--out", attempt)
-        done = run_llmbench("sweep", *SMALL, *flags)
+        run_dir = tmp_path / str(attempt)
+        flags = ("--target", url, "--concurrency", 1, "--requests", 6, "--out", run_dir)
+        done = valid(run_llmbench("sweep", *SMALL, *flags), run_dir)
         if done.code == 0:
             break
-    assert done.code == 0, done.out
-    assert {
-        cell["verdict"] for cell in in_process("report", attempt, "--format", "json").cells
-    } == {"valid"}
-    assert "INVALID" not in done.out
+    (cell,) = in_process("report", run_dir, "--format", "json").cells
+    assert (cell["verdict"] == "valid") == (done.code == 0)
+    assert ("INVALID" in done.out) == (done.code == 4)
 
 
 def test_a_report_without_its_summary_makes_it_again(
-    truth: Truth, sweep: Callable[..., Done], run_llmbench: Llmbench, run_dir: Path
+    truth: Truth, sweep: Callable[..., Done], in_process: InProcess, run_dir: Path
 ) -> None:
     done = valid(sweep(truth(**STEADY).url), run_dir)
     summary = run_dir / "summary.json"
     before = summary.read_bytes()
     summary.unlink()
-    assert run_llmbench("report", run_dir) == Done(done.code, done.out, "")
+    assert in_process("report", run_dir) == Done(done.code, done.out, "")
     assert summary.read_bytes() == before
 
 
@@ -411,14 +418,15 @@ def test_a_model_that_is_not_there(threaded: Threaded, sweep: Callable[..., Done
 
 
 def test_one_dead_target_does_not_stop_the_other(
-    truth: Truth, sweep: Callable[..., Done], dead_url: str
+    truth: Truth, sweep: Callable[..., Done], dead_url: str, run_dir: Path
 ) -> None:
     done = sweep(f"{dead_url}?name=gone", f"{truth(**STEADY).url}?name=here")
     assert done.code == 4
     ((gone, here),) = groups(done.out)  # they share a load
     assert (gone[:2], here[:2]) == (["gone", "1"], ["here", "1"])
     assert set(gone[2:]) == {"—"}
-    assert float(here[2]) >= 60  # with nobody to beat it is not marked
+    if not was_busy(run_dir):
+        assert float(here[2]) >= 60  # with nobody to beat it is not marked
     assert here[-1] == "0"
     assert "cannot reach" in done.out
 
@@ -490,21 +498,6 @@ def begin(run_llmbench: Llmbench, run_dir: Path, *args: object) -> "subprocess.P
     return run_llmbench.start("sweep", "--out", run_dir, *SMALL, *args)
 
 
-def until(true: Callable[[], object], within_s: float = 20.0) -> None:
-    stop = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < stop, "it did not happen"
-        time.sleep(0.01)
-
-
-def measured(server: TruthServer) -> int:
-    """How many requests other than probes have been answered in full."""
-    return sum(
-        reply.request_id.startswith("llmbench-") and reply.ended == "complete"
-        for reply in server.log()
-    )
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_keeps_what_was_measured(
     truth: Truth,
@@ -518,7 +511,7 @@ def test_an_interrupt_keeps_what_was_measured(
     process = begin(run_llmbench, run_dir, *flags)
     until(lambda: measured(server) >= 10)
     process.send_signal(number)
-    done = run_llmbench.end(process, timeout_s=20)
+    done = run_llmbench.end(process)
     assert done.code == 130
     assert done.problems == ["llmbench: the run did not finish: 1 of 2 cells"]
     (row,) = rows(done.out)  # the second cell was never begun
@@ -543,7 +536,7 @@ def test_an_interrupt_before_the_baseline_has_run(
     process = begin(run_llmbench, run_dir, *targets, *flags)
     until(lambda: measured(server) >= 4)
     process.send_signal(signal.SIGINT)
-    done = run_llmbench.end(process, timeout_s=20)
+    done = run_llmbench.end(process)
     unfinished = ["llmbench: the run did not finish: 1 of 2 cells"]
     assert (done.code, done.problems) == (130, unfinished)
     assert [row[:2] for row in rows(done.out)] == [["a", "2"]]
@@ -559,7 +552,7 @@ def test_an_interrupt_before_anything_is_measured(
     until((run_dir / "run.json").exists)
     time.sleep(0.3)  # it now waits for its first probe
     process.send_signal(signal.SIGINT)
-    done = run_llmbench.end(process, timeout_s=20)
+    done = run_llmbench.end(process)
     assert (done.code, done.out, done.problems) == (130, "", [])
     again = in_process("report", run_dir)
     assert again.code == 2
@@ -595,7 +588,7 @@ def test_a_server_that_dies_ends_the_run(
     process = begin(run_llmbench, run_dir, *flags)
     until(lambda: measured(server) >= 10)
     os.kill(server.pid, signal.SIGKILL)
-    done = run_llmbench.end(process, timeout_s=30)
+    done = run_llmbench.end(process)
     assert done.code == 4
     assert done.problems == []
     cells = stored(run_dir, "summary.json")["cells"]
@@ -627,7 +620,7 @@ def test_workers_measure_what_one_process_does(
     done = sweep(server.url, "--concurrency", 4, "--workers", 2, "--warmup", 4, requests=25)
     quiet(done, run_dir)
     (cell,) = stored(run_dir, "summary.json")["cells"]
-    assert cell["requests"]["ok"] == cell["requests"]["sent"] == 25
+    assert cell["requests"]["ok"] == cell["requests"]["sent"] == 25 - cell["warmup_removed"]
     assert cell["ttft_ms"]["min"] >= 60
     log = [reply for reply in server.log() if reply.request_id.startswith("llmbench-")]
     assert peak([(reply.received_ns, reply.sent_ns[-1]) for reply in log if reply.sent_ns]) == 4
@@ -654,7 +647,7 @@ def test_workers_leave_an_interrupt_to_their_parent(
     else:
         until(lambda: measured(server) >= 12)
     os.killpg(process.pid, signal.SIGINT)
-    done = run_llmbench.end(process, timeout_s=20)
+    done = run_llmbench.end(process)
     assert done.code == 130
     if not early:
         assert done.problems == []
@@ -673,7 +666,7 @@ def test_workers_end_with_their_parent(truth: Truth, run_llmbench: Llmbench, run
     until(lambda: measured(server) >= 8)
     assert len(family(process)) >= 3
     process.kill()
-    until(lambda: family(process) in ([], [process.pid]), within_s=10)
+    until(lambda: family(process) in ([], [process.pid]))
     assert run_llmbench.end(process).code == -signal.SIGKILL
 
 
@@ -776,7 +769,7 @@ def test_help_imports_nothing_heavy() -> None:
         command,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=True,
     )
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

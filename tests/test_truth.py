@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import trustme
+from conftest import PATIENCE_S, until
 
 from llmbench.truth import flags
 from llmbench.truth.log import parse_log
@@ -170,7 +171,7 @@ def start() -> Iterator[Callable[..., TruthServer]]:
 
 def dial(server: TruthServer) -> socket.socket:
     parts = urlsplit(server.url)
-    return socket.create_connection((parts.hostname, parts.port), timeout=10)
+    return socket.create_connection((parts.hostname, parts.port), timeout=PATIENCE_S)
 
 
 def post(path: str = CHAT, head: str = "", **fields: Any) -> bytes:
@@ -286,6 +287,7 @@ def test_the_log_tells_the_true_times(start: Callable[..., TruthServer], tmp_pat
     server = start(script, log_path=path)
     before = time.monotonic_ns()
     ask(server, max_tokens=4)
+    wait_for_log(server, 1)
     after = time.monotonic_ns()
     exchange(server, post(head=CLOSE + "X-Request-Id: mine\r\n", max_tokens=4))
     first, second = server.log()
@@ -335,11 +337,8 @@ def test_a_client_that_leaves_cancels_its_reply(start: Callable[..., TruthServer
 
 
 def wait_for_log(server: TruthServer, count: int) -> list[Any]:
-    for _ in range(200):
-        if len(replies := server.log()) >= count:
-            return replies
-        time.sleep(0.02)
-    raise AssertionError("the log did not fill")
+    until(lambda: len(server.log()) >= count)
+    return server.log()
 
 
 def test_a_slow_reader_gets_every_byte(start: Callable[..., TruthServer]) -> None:
@@ -347,7 +346,7 @@ def test_a_slow_reader_gets_every_byte(start: Callable[..., TruthServer]) -> Non
     with dial(server) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         sock.sendall(post(head=CLOSE, max_tokens=300_000))
-        time.sleep(0.3)
+        until(lambda: is_full(sock))
         reply = drain(sock)
     assert len(events_of(reply)) == 30_002
     (logged,) = server.log()
@@ -356,8 +355,19 @@ def test_a_slow_reader_gets_every_byte(start: Callable[..., TruthServer]) -> Non
     assert len(logged.sent_ns) == 30_002
 
 
+def is_full(sock: socket.socket) -> bool:
+    """Whether nothing more has come for a second."""
+
+    def waiting() -> int:
+        return len(sock.recv(1 << 24, socket.MSG_PEEK))
+
+    before = waiting()
+    time.sleep(1.0)
+    return waiting() == before
+
+
 def test_max_parallel_serves_in_the_order_of_arrival(start: Callable[..., TruthServer]) -> None:
-    server = start(quick(max_parallel=1, ttft_ms=150))
+    server = start(quick(max_parallel=1, ttft_ms=500))
     socks = [dial(server) for _ in range(4)]
     for index, sock in enumerate(socks):
         sock.sendall(post(head=f"X-Request-Id: {index}\r\n"))
@@ -547,7 +557,7 @@ def test_what_cannot_start_says_why() -> None:
     with pytest.raises(RuntimeError, match="NO_SUCH_KEY is not set"):
         TruthServer(Script(api_key_env="NO_SUCH_KEY")).__enter__()
     command = [sys.executable, "-m", "llmbench.truth.server", "--itl-ms=no"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("truth-server: --itl-ms: ")
 

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Llmbench
+from conftest import InProcess
+from test_summary import TARGET, facts_of, steady
 
+from llmbench.config import Sweep
 from llmbench.measure.blocks import needs
 from llmbench.records import Block
-from llmbench.truth.process import TruthServer
-
-Truth = Callable[..., TruthServer]
+from llmbench.store import RunDirectory
 
 
 @pytest.mark.parametrize(
@@ -32,21 +32,17 @@ def test_requests_that_depend_on_each_other_count_for_what_they_are_worth() -> N
     assert needs(Block(n=500, worth={"p95": 30.0}), "p95") == 700  # 72 of 30
 
 
-def test_the_lines_below_the_table(run_llmbench: Llmbench, tmp_path: Path) -> None:
-    done = run_llmbench("report", ROOT / "results" / "sample", "--why")
+def test_the_lines_below_the_table(in_process: InProcess, sample: Callable[[str], Path]) -> None:
+    done = in_process("report", sample("sample"), "--why")
     assert re.search(
         r"p99 of TTFT[A-Z0-9, ]* needs [\d,]+ more requests", " ".join(done.out.split())
     )
 
 
-def test_what_itl_and_rates_lack(run_llmbench: Llmbench, truth: Truth, run_dir: Path) -> None:
-    server = truth(ttft_ms=50, itl_ms=10, output_tokens=8)
-    run_llmbench(
-        *("sweep", "--target", server.url, "--concurrency", 2, "--requests", 10),
-        *("--output-tokens", 8, "--prompt-tokens", 32, "--no-calibrate", "--out", run_dir),
-        *("--slo", "ttft.p50=5s"),
-    )
-    done = run_llmbench("report", run_dir, "--why")
+def test_what_itl_and_rates_lack(in_process: InProcess, run_dir: Path) -> None:
+    directory = RunDirectory.create(Sweep(out=str(run_dir)), [TARGET], {})
+    directory.add_cell(facts_of(), steady(10, 50, 60, 70))
+    done = in_process("report", run_dir, "--why", "--slo", "ttft.p50=5s")
     told = " ".join(done.out.split())
     assert re.search(r"p99 of ITL needs [\d,]+ more requests", told)
     assert "tok/s and req/s have an interval from 30 independent requests on" in told

@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from threading import Event, Thread
 from typing import Any
 
 import pytest
-from conftest import TOKENS, Certificates, Peer, chunk, content, finish, raw_server, sse
+from conftest import PATIENCE_S, TOKENS, Certificates, Peer, chunk, content, finish, raw_server, sse
 
 from llmbench.apis import APIS
 from llmbench.apis.dialect import DIALECTS
@@ -43,7 +44,12 @@ async def _nothing_goes_wrong_unseen() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def wire(
-    url: str, *, streams: int = 1, timeout_s: float = 10.0, ca_file: str = "", opened: bool = False
+    url: str,
+    *,
+    streams: int = 1,
+    timeout_s: float = PATIENCE_S,
+    ca_file: str = "",
+    opened: bool = False,
 ) -> AsyncIterator[WireClient]:
     clock = Clock(0)
     target = Target(spec=url, name="t", url=f"{url}/v1", ca_file=ca_file)
@@ -145,7 +151,7 @@ async def test_a_reply_may_be_cut_at_every_byte(name: str) -> None:
     async with raw_server(answer) as raw:
         while raw.connections < len(reply) - 1:
             some = min(20, len(reply) - 1 - raw.connections)
-            traces = await asyncio.gather(*(once(raw.url, timeout_s=5.0) for _ in range(some)))
+            traces = await asyncio.gather(*(once(raw.url) for _ in range(some)))
             for trace in traces:
                 good(trace)
                 assert trace.body == body, f"cut at one of the {some} before {raw.connections}"
@@ -180,7 +186,7 @@ async def test_the_terminator_may_be_cut_in_all_ways(ending: bytes) -> None:
             whole = reply + ending
             await peer.send(*(whole[a:b] for a, b in itertools.pairwise(edges) if b > a))
 
-    async with raw_server(answer) as raw, wire(raw.url, timeout_s=5.0) as client:
+    async with raw_server(answer) as raw, wire(raw.url) as client:
         for index, cut in enumerate(cuts):
             trace = await client.exchange(call(index))
             good(trace)
@@ -218,7 +224,7 @@ async def test_an_interim_reply_is_not_the_reply() -> None:
             await peer.request()
             await peer.send(*pieces)
 
-    async with raw_server(answer) as raw, wire(raw.url, timeout_s=5.0) as client:
+    async with raw_server(answer) as raw, wire(raw.url) as client:
         for index in range(2):
             trace = await client.exchange(call(index))
             good(trace)
@@ -285,7 +291,7 @@ async def test_a_reply_before_the_request_is_out_does_not_spoil_the_next() -> No
             json.loads(body)
             await peer.send(FRAMINGS["chunked"][0])
 
-    async with raw_server(answer) as raw, wire(raw.url, timeout_s=3.0) as client:
+    async with raw_server(answer) as raw, wire(raw.url) as client:
         trace = await client.exchange(call(0, prompt="x" * 20_000_000))
         well_formed(trace)
         assert (trace.status, trace.error) == (413, "")
@@ -394,6 +400,7 @@ IDLE_ENDINGS = {
 async def test_an_idle_connection_that_is_closed_is_opened_again(ending: str, reply: str) -> None:
     """With a word (as some proxies do) or without, by FIN or RST, between two exchanges."""
     last_words = IDLE_ENDINGS[ending]
+    said = asyncio.Event()
 
     async def answer(peer: Peer, _: int) -> None:
         await peer.request()
@@ -403,6 +410,7 @@ async def test_an_idle_connection_that_is_closed_is_opened_again(ending: str, re
             peer.reset()
         elif last_words:
             await peer.send(last_words)
+        said.set()
 
     async with raw_server(answer) as raw, wire(raw.url) as client:
         for index in range(3):
@@ -410,6 +418,8 @@ async def test_an_idle_connection_that_is_closed_is_opened_again(ending: str, re
             good(trace)
             assert trace.body == BODY
             assert trace.connect is not None
+            await said.wait()
+            said.clear()
             await asyncio.sleep(0.05)
         assert raw.connections == 3
 
@@ -499,9 +509,9 @@ async def test_a_host_that_does_not_exist() -> None:
 @pytest.mark.parametrize("at", [None, 0, 2])
 async def test_what_came_before_a_timeout_is_kept(truth: Truth, at: int | None) -> None:
     misbehaviour = {"ttft_ms": 60_000} if at is None else {"hang_at": at, "early_headers": True}
-    trace = await once(truth(**misbehaviour).url, timeout_s=0.4)
+    trace = await once(truth(**misbehaviour).url, timeout_s=1.5)
     failed(trace, "timeout")
-    assert trace.end_ns >= 400 * MS
+    assert trace.end_ns >= 1500 * MS
     assert text(trace) == TOKENS[: at or 0]
     assert trace.status == (0 if at is None else 200)
 
@@ -568,7 +578,7 @@ async def test_a_stream_is_good_again_after_each_failure() -> None:
                 await peer.send(FRAMINGS["chunked"][0])
                 await peer.reader.read()
 
-    async with raw_server(answer) as raw, wire(raw.url, timeout_s=0.5) as client:
+    async with raw_server(answer) as raw, wire(raw.url, timeout_s=2.0) as client:
         traces = [await client.exchange(call(index)) for index in range(5)]
     for trace, kind in zip(traces, ["protocol", "truncated", "reset", "timeout"], strict=False):
         failed(trace, kind)
@@ -674,21 +684,25 @@ async def test_garbage_inside_tls(certificates: Certificates) -> None:
 linux = sys.platform == "linux"
 
 
-def agrees(trace: Trace, reply: Reply, within_ms: float = 50) -> None:
-    """The stamp of every content event lies at or shortly after its true send time."""
+def agrees(trace: Trace, reply: Reply) -> None:
+    """The stamp of every content event lies within its true send, or as much later as its slack
+    says and the way takes."""
     seen = timeline(trace)
-    assert len(seen.at_ns) == len(reply.token_sent_ns)
-    for at_ns, slack_ns, sent_ns in zip(
-        seen.at_ns, seen.slack_ns, reply.token_sent_ns, strict=True
+    for at_ns, slack_ns, sent_ns, took_ns in zip(
+        seen.at_ns, seen.slack_ns, reply.token_sent_ns, reply.token_took_ns, strict=True
     ):
         late_ns = at_ns + trace.sent_ns - sent_ns
         assert late_ns >= -CLOCKS_AGREE_NS
-        assert late_ns <= slack_ns + within_ms * MS
+        assert late_ns <= slack_ns + took_ns + WAY_NS
     assert trace.sent_ns <= reply.received_ns + CLOCKS_AGREE_NS
 
 
 CLOCKS_AGREE_NS = 20_000
 """Realtime stamps are brought onto monotonic time to within this."""
+
+WAY_NS = 250 * MS
+"""The most that an event is on its way on a busy machine. What is held up for longer by a test must
+not pass for that."""
 
 
 async def test_stamps_agree_with_the_truth(truth: Truth) -> None:
@@ -714,42 +728,60 @@ async def test_stamps_of_many_streams_agree_with_the_truth(truth: Truth) -> None
         agrees(trace, log[f"r{trace.index}"])
 
 
-async def test_a_stalled_client_still_has_the_true_stamp(truth: Truth) -> None:
-    server = truth(ttft_ms=50, itl_ms=150)
-    stalled: list[int] = []
+async def test_a_stalled_client_still_has_the_true_stamp() -> None:
+    loop, stalled, sent, awake = asyncio.get_running_loop(), *(Event() for _ in range(3))
+    times: list[int] = []
+
+    def now() -> None:
+        times.append(time.monotonic_ns())
 
     def stall() -> None:
-        stalled.append(time.monotonic_ns())
+        stalled.set()
+        sent.wait(PATIENCE_S)
         time.sleep(0.2)
-        stalled.append(time.monotonic_ns())
+        now()
+        loop.call_later(0.1, awake.set)  # when what has come is read
 
-    async with wire(server.url, opened=True) as client:
-        asyncio.get_running_loop().call_later(0.1, stall)  # the second event is due at 200 ms
-        trace = await client.exchange(call(tokens=3))
+    def serve() -> None:
+        with listener.accept()[0] as peer:
+            peer.recv(65536)
+            loop.call_soon_threadsafe(stall)
+            stalled.wait(PATIENCE_S)
+            now()
+            peer.sendall(CHUNKED + chunk(EVENTS[0]))
+            now()
+            sent.set()
+            awake.wait(PATIENCE_S)
+            peer.sendall(chunk(EVENTS[1] + EVENTS[2]) + b"0\r\n\r\n")
+            peer.recv(65536)  # until the client leaves
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = Thread(target=serve, daemon=True)
+        server.start()
+        async with wire(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            trace = await client.exchange(call())
+        server.join(PATIENCE_S)
     good(trace)
-    (reply,) = server.log()
-    sent_ns, seen = reply.token_sent_ns[1], timeline(trace)
-    assert stalled[0] < sent_ns < stalled[1] - 20 * MS
-    assert seen.slack_ns[1] == 0
-    at_ns = seen.at_ns[1] + trace.sent_ns
-    read = list(trace.reads.at_ns).index(seen.at_ns[1])
-    read_at_ns = at_ns + trace.reads.lag_ns[read]
-    assert read_at_ns >= stalled[1]
+    before_ns, after_ns, awake_ns = times
+    seen = timeline(trace)
+    read = list(trace.reads.at_ns).index(seen.at_ns[0])
+    at_ns, lag_ns = seen.at_ns[0] + trace.sent_ns, trace.reads.lag_ns[read]
+    assert seen.slack_ns[0] == 0
+    assert at_ns + lag_ns >= awake_ns
     if linux:
-        assert -CLOCKS_AGREE_NS <= at_ns - sent_ns <= 20 * MS
-        assert trace.reads.lag_ns[read] >= stalled[1] - sent_ns - 20 * MS
+        assert before_ns - CLOCKS_AGREE_NS <= at_ns <= after_ns + CLOCKS_AGREE_NS
+        assert lag_ns >= 200 * MS
 
 
 async def test_events_that_share_a_read_are_as_old_as_their_slack_says(truth: Truth) -> None:
     server = truth(ttft_ms=50, itl_ms=10)
     async with wire(server.url, opened=True) as client:
         for delay_s in (0.1, 0.12):  # inside the stream, that has then lasted for some events
-            asyncio.get_running_loop().call_later(delay_s, time.sleep, 0.1)
-        trace = await client.exchange(call(tokens=40))
+            asyncio.get_running_loop().call_later(delay_s, time.sleep, 0.4)
+        trace = await client.exchange(call(tokens=100))
     good(trace)
     (reply,) = server.log()
     agrees(trace, reply)
-    covers(trace, reply)
     assert sum(slack > 0 for slack in timeline(trace).slack_ns) >= 5
 
 
@@ -763,18 +795,3 @@ async def test_slack_covers_what_the_server_joins(truth: Truth, streams: int) ->
     for trace in traces:
         good(trace)
         agrees(trace, log[f"r{trace.index}"])
-        covers(trace, log[f"r{trace.index}"])
-
-
-def covers(trace: Trace, reply: Reply) -> None:
-    """No content event was sent before its stamp less its slack, less what the way takes."""
-    seen = timeline(trace)
-    for at_ns, slack_ns, sent_ns in zip(
-        seen.at_ns, seen.slack_ns, reply.token_sent_ns, strict=True
-    ):
-        earliest_ns = at_ns + trace.sent_ns - slack_ns
-        assert (sent_ns >= earliest_ns - WAY_NS) or slack_ns == 0
-
-
-WAY_NS = 1 * MS
-"""The most that an event is on its way on this machine."""

@@ -192,10 +192,10 @@ class OpenLoop(Loop):
         finally:
             if self._slots is not None:
                 self._slots.release()
-            self._idle.append(call.stream)
         failed = self.keep(call, trace, queued_ns)
         if trace.cut_ns is not None:
             await self._client.prepare(call.stream)
+        self._idle.append(call.stream)  # not before: another call would connect it, too
         return None if failed else trace
 
     # ── connections ──────────────────────────────────────────────────────────────────────────────
