@@ -208,7 +208,7 @@ class RunDirectory:
         parts = part_paths(self.path, facts.cell)
         kept = sum(map(count_in_part, parts))
         full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        why = "no space left on the disk" if full else problem.strerror
+        why = "no space left on the disk" if full else problem.strerror or problem
         advice = "free space, then " * full + f"llmbench report {self.path}"
         held = f", its {kept:,} requests are kept in {', '.join(map(str, parts))}" if parts else ""
         return StoreError(f"{self.path}: {why}; cell {facts.cell + 1} was stopped{held}; {advice}")

@@ -90,17 +90,22 @@ class Loop:
                         self.board.stop()
                 fared = health.report()
             finally:  # the second signal finds its way here too
-                left = [watch, *self._tasks]
-                for task in left:
-                    task.cancel()
-                await asyncio.gather(*left, return_exceptions=True)
-                if self._client.settle is not None:
-                    self._spool.settle(self._client.settle)
+                await self._end([watch, *self._tasks])
         if isinstance(self._problem, UserError):
             self.stopped = str(self._problem)
         elif self._problem is not None:
             raise self._problem
         return fared
+
+    async def _end(self, tasks: Sequence["asyncio.Task[None]"]) -> None:
+        """Cut off what is in flight, and write down what the client has put off."""
+        for task in tasks:
+            task.cancel()
+        try:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            if self._client.settle is not None:
+                self._spool.settle(self._client.settle)
 
     def interrupt(self, why: str) -> None:
         """End the cell now; what is in flight is kept as cancelled."""

@@ -148,6 +148,8 @@ class SweepRun:
 
     async def _until_interrupted(self) -> None:
         self._task = asyncio.create_task(self._measure_targets())
+        if self.interrupted:  # before there was a task to cancel
+            self._task.cancel()
         try:
             await self._task
         except asyncio.CancelledError:
