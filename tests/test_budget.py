@@ -216,6 +216,7 @@ def _stalling(rng: np.random.Generator, n: int) -> Any:
     return np.where(chances < 0.01, INF, np.where(chances < 0.03, 2.0, waits))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [_plain, _stalling])
 @pytest.mark.parametrize(
     ("stages", "sampled"),

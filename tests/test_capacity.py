@@ -53,6 +53,7 @@ def test_the_steps_to_a_knee() -> None:
     assert search.answer == Answer(21, 21, 21)
 
 
+@pytest.mark.slow
 @given(st.floats(1, 1000), st.booleans())
 @settings(deadline=None, max_examples=40)
 def test_any_knee_is_found_in_few_probes(knee: float, whole: bool) -> None:
