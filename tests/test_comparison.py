@@ -390,7 +390,7 @@ def test_what_there_is_no_room_for_is_named() -> None:
     baseline = cells[0].target
     text = render_table(cells, baseline)
     below = text.replace("\n  ", " ").splitlines()
-    assert any(line.endswith("stamps; no request failed") for line in below)
+    assert any(line.endswith("stamps; none failed") for line in below)
     (line,) = [line for line in below if line.startswith("no room for ")]
     left_out = line.removeprefix("no room for ").partition(": the JSON")[0].split(", ")
     assert left_out[:4] == ["req/s", "disk MB", "memory MB", "ruler ± ms"]
@@ -408,7 +408,7 @@ def test_failures_are_never_left_out() -> None:
     cells[0].requests = Counts(sent=80, ok=70, failed=10, failures={"reset": 10})
     text = render_table(cells, cells[0].target)
     assert "10/80" in text
-    assert "no request failed" not in text
+    assert "none failed" not in text
 
 
 def test_the_ruler_is_never_silent() -> None:

@@ -338,7 +338,8 @@ def test_the_legend_says_what_the_load_was() -> None:
 
 def test_only_marks_that_stand_in_the_table_are_explained() -> None:
     def marks(*cells: Cell) -> list[str]:
-        parts = [part for line in notes(cells).legend for part in line.split("; ")]
+        lines = render_table(cells).splitlines()
+        parts = [part for line in lines for part in line.split("; ")]
         return [part[0] for part in parts if part[1:3] == ": "]
 
     few = Block(n=40, p50=12.0, estimates={"p95": Estimate(67.0, 50.0, None)})
@@ -348,6 +349,7 @@ def test_only_marks_that_stand_in_the_table_are_explained() -> None:
     assert marks(cell(), cell(ttft_ms=unseen)) == [">"]
     assert marks(cell(untimed={"itl.p99": 17.0})) == ["✗"]
     assert marks(cell(ttft_ms=few, verdict="invalid")) == ["✗"]
+    assert marks(cell("a?b > c", icl_ms=few)) == []  # ICL has no column beside ITL
 
 
 def test_marks_stand_in_the_place_of_a_dash() -> None:

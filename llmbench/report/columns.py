@@ -18,6 +18,9 @@ UNKNOWN = "?"
 UNSURE = "?"
 UNTIMED = "✗"
 ABOVE = ">"
+MARKS = (UNSURE, UNTIMED, ABOVE)
+"""What a figure may have beside it, or in its place."""
+
 BASE = "base"
 
 Errors = dict[str, float] | None
@@ -130,12 +133,6 @@ def _ratios(cells: Sequence[Cell], baseline: str, beside: Column) -> Column:
         return times(comparison.ratio(cell, bases[id(cell)], measure))
 
     return Column(beside.head.partition("\n")[0] + f"\n÷{BASE}", text, spare=1)
-
-
-def marks_of(cell: Cell) -> set[str]:
-    """The marks that stand in the row of ``cell``."""
-    texts = [column.text(cell) for column in FIGURES]
-    return {mark for mark in (UNSURE, UNTIMED, ABOVE) if any(mark in text for text in texts)}
 
 
 def _size_columns(cells: Sequence[Cell]) -> list[Column]:

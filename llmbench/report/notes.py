@@ -1,7 +1,7 @@
 """What stands below the table: why a cell is not shown, and what a reader should know."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from llmbench.records import Block, Cell
@@ -13,7 +13,6 @@ from llmbench.report.columns import (
     UNTIMED,
     constant_prompt,
     digits,
-    marks_of,
     ruler_error_ms,
 )
 from llmbench.report.comparison import several_targets
@@ -74,11 +73,12 @@ def notes(
     mark: str = "",
     baseline: str | None = None,
     left_out: Sequence[str] = (),
+    marks: Collection[str] = (),
 ) -> Notes:
     """One line a kind of note, with the cells that it is about.
 
     ``mark`` is what the best of each group has, if any has one; ``left_out`` the columns that the
-    table has no room for.
+    table has no room for, and ``marks`` those of its figures.
     """
     lines = [
         *merged(
@@ -91,7 +91,7 @@ def notes(
     ]
     if others := [name for name in left_out if name != "failed"]:
         lines.append(f"no room for {', '.join(others)}: the JSON has them")
-    return Notes(lines, [*_comparing(cells, mark, baseline), *_legend(cells, left_out)])
+    return Notes(lines, [*_comparing(cells, mark, baseline), *_legend(cells, left_out, marks)])
 
 
 _NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
@@ -242,11 +242,11 @@ def _comparing(cells: Sequence[Cell], mark: str, baseline: str | None) -> list[s
     return lines
 
 
-def _legend(cells: Sequence[Cell], left_out: Sequence[str]) -> list[str]:
+def _legend(cells: Sequence[Cell], left_out: Sequence[str], marks: Collection[str]) -> list[str]:
     """How the cells were loaded and read, and what the marks that stand in the table mean."""
     lines = []
     if any(cell.ruler.stamps for cell in cells):
-        failed = "; no request failed" if "failed" in left_out else ""
+        failed = "; none failed" if "failed" in left_out else ""
         lines.append(_conditions(cells) + failed)
     errors_ms = [error for cell in cells if (error := ruler_error_ms(cell)) is not None]
     told = []
@@ -257,7 +257,6 @@ def _legend(cells: Sequence[Cell], left_out: Sequence[str]) -> list[str]:
         ]
     elif errors_ms:
         told = ["±: 95% interval", "ruler ±: how far off the ruler itself can be"]
-    marks = {mark for cell in cells for mark in marks_of(cell)}
     if UNTIMED in marks:
         told.append("✗: not to be stood behind")
     if ABOVE in marks:

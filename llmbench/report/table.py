@@ -3,12 +3,12 @@
 import re
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import tabulate
 
 from llmbench.records import Cell
-from llmbench.report.columns import Column, columns
+from llmbench.report.columns import MARKS, Column, columns
 from llmbench.report.comparison import best, check_baseline, grouped
 from llmbench.report.notes import notes
 
@@ -21,6 +21,9 @@ DEAREST = 9
 
 Texts = dict[Column, list[str]]
 Groups = Sequence[Sequence[Cell]]
+Below = Callable[[bool, Sequence[str], Collection[str]], Sequence[str]]
+"""The lines below a table, by whether the best are marked in it, the names of the columns that were
+left out, and the marks of its figures."""
 
 
 def render_table(
@@ -33,8 +36,8 @@ def render_table(
     """
     check_baseline([cell.target for cell in cells], baseline)
 
-    def below(marked: bool, left_out: Sequence[str]) -> list[str]:
-        found = notes(cells, mark=MARK * marked, baseline=baseline, left_out=left_out)
+    def below(marked: bool, left_out: Sequence[str], marks: Collection[str]) -> list[str]:
+        found = notes(cells, mark=MARK * marked, baseline=baseline, left_out=left_out, marks=marks)
         return found.shown(lambda line: wrapped(_widened(line)), most_lines)
 
     return _terminal(columns(cells, baseline), cells, below)
@@ -46,8 +49,8 @@ def render_markdown(
     """The same table in Markdown, with every column: each row says its load, for none is apart."""
     check_baseline([cell.target for cell in cells], baseline)
 
-    def below(marked: bool) -> list[str]:
-        found = notes(cells, mark="**bold**" * marked, baseline=baseline)
+    def below(marked: bool, left_out: Sequence[str], marks: Collection[str]) -> list[str]:
+        found = notes(cells, mark="**bold**" * marked, baseline=baseline, marks=marks)
         return found.shown(str, most_lines)
 
     return _markdown(columns(cells, baseline), cells, below)
@@ -56,18 +59,18 @@ def render_markdown(
 def as_text(chosen: Sequence[Column], cells: Sequence[Cell], below: Sequence[str]) -> str:
     """``chosen`` columns of ``cells`` for a terminal, with the lines ``below`` it."""
     wide = [wrapped(_widened(line)) for line in below]
-    return _terminal(chosen, cells, lambda marked, left_out: wide)
+    return _terminal(chosen, cells, lambda *_: wide)
 
 
 def as_markdown(chosen: Sequence[Column], cells: Sequence[Cell], below: Sequence[str]) -> str:
     """The same in Markdown."""
-    return _markdown(chosen, cells, lambda marked: below)
+    return _markdown(chosen, cells, lambda *_: below)
 
 
 def _terminal(
     chosen: Sequence[Column],
     cells: Sequence[Cell],
-    below: Callable[[bool, Sequence[str]], Sequence[str]],
+    below: Below,
 ) -> str:
     groups = grouped(cells)
     texts, marked = _texts(
@@ -75,13 +78,11 @@ def _terminal(
     )
     texts = {column: list(map(_widened, texts[column])) for column in texts}
     table, left_out = _fitted(_with_intervals(texts, groups), texts)
-    whole = "\n".join((_parted(table, groups), *below(marked, left_out)))
+    whole = "\n".join((_parted(table, groups), *below(marked, left_out, _marks(texts, left_out))))
     return whole.replace(_SECOND_COLUMN, "").replace(_NO_MARK, " ") + "\n"
 
 
-def _markdown(
-    chosen: Sequence[Column], cells: Sequence[Cell], below: Callable[[bool], Sequence[str]]
-) -> str:
+def _markdown(chosen: Sequence[Column], cells: Sequence[Cell], below: Below) -> str:
     groups = grouped(cells)
     texts, marked = _texts(chosen, groups, best_one="**{}**".format, other=str)
     texts = _with_intervals(texts, groups)
@@ -92,7 +93,10 @@ def _markdown(
         disable_numparse=True,
         colalign=_alignment(len(texts), sum(column.words for column in texts)),
     )
-    return "\n".join((table, "", *(f"- {line}" for line in below(marked)))) + "\n"
+    return (
+        "\n".join((table, "", *(f"- {line}" for line in below(marked, (), _marks(texts, ())))))
+        + "\n"
+    )
 
 
 def _texts(
@@ -116,6 +120,17 @@ def _texts(
             (best_one(text) if wins else other(text)) if marked else text for text, wins in said
         ]
     return texts, any_marked
+
+
+def _marks(texts: Texts, left_out: Sequence[str]) -> set[str]:
+    """The marks that stand beside figures, or in their place, in the columns that are shown."""
+    figures = [
+        text
+        for column, its in texts.items()
+        if not column.words and column.name not in left_out
+        for text in its
+    ]
+    return {mark for mark in MARKS if any(mark in text for text in figures)}
 
 
 def _with_intervals(texts: Texts, groups: Groups) -> Texts:
