@@ -5,7 +5,8 @@
 Each run draws a number of hogs (processes that want a whole core, all the time) and a number of
 streams, measures a truth server, and holds every figure of the table against the truth: the same
 quantile of the server's own send times, which are intervals where the server, too, was held up. A
-cell that is INVALID prints no figure. `over` counts figures that are off by more than stated.
+cell that is INVALID prints no figure, and one that could not be timed is a ✗. `over` counts figures
+that are off by more than stated.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from tabulate import tabulate
 
 from llmbench.config import Sweep
 from llmbench.drive.sweep import SilentView, SweepRun
+from llmbench.measure.ruler import timed
 from llmbench.measure.statistics import quantile
 from llmbench.records import Cell
 from llmbench.store import RunDirectory
@@ -27,6 +29,7 @@ from llmbench.truth.process import TruthServer
 from llmbench.truth.script import Script
 
 SCRIPT = Script(ttft_ms=30.0, itl_ms=8.0, jitter_ms=2.0, output_tokens=40)
+SHOWN = ("ttft.p50", "ttft.p95", "itl.p50", "itl.p99")
 MARGIN_MS = 0.02  # what lies between the two ends of the loopback device
 
 
@@ -56,6 +59,7 @@ def main() -> None:
         "verdict",
         "read lag p99, ms",
         "figures",
+        "✗",
         "over",
         "most off, ms",
         "its stated ±",
@@ -65,7 +69,8 @@ def main() -> None:
     figures = sum(int(row[4]) for row in valid)
     print(
         f"{len(valid)} of {len(rows)} cells printed {figures} figures; "
-        f"{sum(int(row[5]) for row in valid)} were off by more than stated "
+        f"{sum(int(row[5]) for row in valid)} more were ✗; "
+        f"{sum(int(row[6]) for row in valid)} were off by more than stated "
         f"(worst: {worst:.2f} × stated)."
     )
 
@@ -89,11 +94,12 @@ def one_run(hogs: int, streams: int) -> tuple[list[str], float]:
             hog.join()
     lag = cell.ruler.read_lag_ms["p99"] if cell.ruler.read_lag_ms else float("nan")
     if cell.verdict != "valid":
-        return [cell.verdict, f"{lag:.2f}", "0", "0", "—", "—"], 0.0
-    offs = errors(cell, replies)
-    off, stated = max(offs, key=lambda pair: pair[0] / (pair[1] + MARGIN_MS))
+        return [cell.verdict, f"{lag:.2f}", "0", "0", "0", "—", "—"], 0.0
+    offs, untimed = errors(cell, replies)
+    off, stated = max(offs, key=lambda pair: pair[0] / (pair[1] + MARGIN_MS), default=(0.0, 0.0))
     over = sum(off > stated + MARGIN_MS for off, stated in offs)
-    row = [cell.verdict, f"{lag:.2f}", str(len(offs)), str(over), f"{off:.3f}", f"{stated:.3f}"]
+    counts = [str(len(offs)), str(untimed), str(over)]
+    row = [cell.verdict, f"{lag:.2f}", *counts, f"{off:.3f}", f"{stated:.3f}"]
     return row, off / (stated + MARGIN_MS)
 
 
@@ -114,8 +120,9 @@ def sweep(url: str, streams: int, folder: Path) -> tuple[Cell, RunDirectory]:
     return cell, directory
 
 
-def errors(cell: Cell, replies: list[Reply]) -> list[tuple[float, float]]:
-    """How far each figure that the table shows is off, and what was stated, in ms."""
+def errors(cell: Cell, replies: list[Reply]) -> tuple[list[tuple[float, float]], int]:
+    """How far each figure that the table shows is off, and what was stated, in ms; and how many
+    could not be timed."""
     early, late = [], []
     early_gaps, late_gaps = [], []
     for reply in replies:
@@ -125,25 +132,21 @@ def errors(cell: Cell, replies: list[Reply]) -> list[tuple[float, float]]:
         late.append(left[0] - reply.received_ns)
         early_gaps.append(sent[1:] - left[:-1])
         late_gaps.append(left[1:] - sent[:-1])
-    found = []
-    for block, stated, low, high, shown in (
-        (cell.ttft_ms, cell.ruler.ttft_error_ms, np.array(early), np.array(late), ("p50", "p95")),
-        (
-            cell.itl_ms,
-            cell.ruler.itl_error_ms,
-            np.concatenate(early_gaps),
-            np.concatenate(late_gaps),
-            ("p50", "p99"),
-        ),
-    ):
-        for name in shown:
-            value = getattr(block, name) if block else None
-            if value is None or stated is None:
-                continue
-            p = float(name[1:]) / 100
-            least, most = (quantile(np.sort(bound), p) / 1e6 for bound in (low, high))
-            found.append((max(least - value, value - most, 0.0), stated[name]))
-    return found
+    bounds = {
+        "ttft": (np.array(early), np.array(late)),
+        "itl": (np.concatenate(early_gaps), np.concatenate(late_gaps)),
+    }
+    found, untimed = [], 0
+    for name, value, stated in timed(cell):
+        metric, _, p = name.partition(".")
+        if name not in SHOWN:
+            continue
+        if name in cell.untimed:
+            untimed += 1
+            continue
+        ends = [quantile(np.sort(end), float(p[1:]) / 100) / 1e6 for end in bounds[metric]]
+        found.append((max(ends[0] - value, value - ends[1], 0.0), stated))
+    return found, untimed
 
 
 if __name__ == "__main__":

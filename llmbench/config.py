@@ -33,7 +33,7 @@ FEWEST_REQUESTS = 192
 BUDGET_S, EMBEDDED_BUDGET_S = 30.0, 20.0
 """The time of a cell, where nobody says how much to measure."""
 
-LENGTHS, EMBEDDED_LENGTHS = (128, 128), (64, 16)
+LENGTHS, EMBEDDED_LENGTHS = (128, 128), (48, 12)
 """Tokens of a prompt and of a reply."""
 
 REPEATS_BUDGET_S, LEAST_BUDGET_S = 60.0, 10.0

@@ -280,14 +280,14 @@ def _content_flags(flag: Flag) -> None:
     flag(
         "--prompt-tokens",
         "prompt lengths, as the server counts them: 128,1024; drawn: normal(512,128), "
-        "uniform(…), lognormal(…); or each with its reply's, as in 128:64 (default: 128; 64 for "
+        "uniform(…), lognormal(…); or each with its reply's, as in 128:64 (default: 128; 48 for "
         "the embedded engine)",
         type=items,
         metavar="N,…",
     )
     flag(
         "--output-tokens",
-        "reply length, or what it is drawn from (default: 128; 16 for the embedded engine)",
+        "reply length, or what it is drawn from (default: 128; 12 for the embedded engine)",
         metavar="N",
     )
     flag("--text", "what prompts are cut from: chat, rag, code, summary, voice, …", metavar="NAME")
