@@ -136,8 +136,8 @@ async def test_a_cap_makes_requests_wait_and_the_wait_counts(truth: Truth, tmp_p
 async def test_what_is_due_and_finds_no_place_is_kept_as_never_sent(
     truth: Truth, tmp_path: Path
 ) -> None:
-    server = truth(ttft_ms=200)
-    load = load_of("50", requests=40, concurrency=2, warmup=0, arrivals="constant", grace_s=0.2)
+    server = truth(ttft_ms=400)
+    load = load_of("50", requests=40, concurrency=2, warmup=0, arrivals="constant", grace_s=1.0)
     ran = await run(server.url, tmp_path, load)
     assert len(ran.measured) == 40
     never = [trace for trace in ran.measured if trace.detail.startswith("never sent")]
@@ -147,7 +147,7 @@ async def test_what_is_due_and_finds_no_place_is_kept_as_never_sent(
         assert trace.error == "cancelled"
         assert trace.due_ns is not None
         given_up_ns = trace.due_ns + trace.queued_ns
-        assert last_due_ns + 200_000_000 <= given_up_ns <= ran.over_ns
+        assert last_due_ns + 1_000_000_000 <= given_up_ns <= ran.over_ns
 
 
 async def test_conversations_of_an_open_loop_are_measured_to_their_last_turn(

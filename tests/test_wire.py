@@ -13,7 +13,18 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
-from conftest import PATIENCE_S, TOKENS, Certificates, Peer, chunk, content, finish, raw_server, sse
+from conftest import (
+    PATIENCE_S,
+    TOKENS,
+    Certificates,
+    Peer,
+    chunk,
+    content,
+    finish,
+    raw_server,
+    sse,
+    too_late,
+)
 
 from llmbench.apis import APIS
 from llmbench.apis.dialect import DIALECTS
@@ -714,7 +725,7 @@ async def test_stamps_agree_with_the_truth(truth: Truth) -> None:
         assert trace.stamps == ("kernel" if linux else "user")
         agrees(trace, reply)
         # Most come one by one, and are known without slack.
-        assert sum(slack == 0 for slack in timeline(trace).slack_ns) > 10
+        assert sum(slack == 0 for slack in timeline(trace).slack_ns) > 10 or too_late(trace)
 
 
 async def test_stamps_of_many_streams_agree_with_the_truth(truth: Truth) -> None:
