@@ -18,7 +18,8 @@ UNKNOWN = "?"
 UNSURE = "?"
 UNTIMED = "✗"
 ABOVE = ">"
-MARKS = (UNSURE, UNTIMED, ABOVE)
+CHUNKS = "~"
+MARKS = (UNSURE, UNTIMED, ABOVE, CHUNKS)
 """What a figure may have beside it, or in its place."""
 
 BASE = "base"
@@ -104,10 +105,8 @@ def _figure_columns(cells: Sequence[Cell], baseline: str | None) -> list[Column]
     if not any(cell.arrivals is not None for cell in cells):
         left_out += OPEN_LOOP
     answered = [cell for cell in cells if cell.icl_ms is not None]
-    if all(cell.itl_ms is not None for cell in answered):
-        left_out += ICL
-    elif all(cell.itl_ms is None for cell in answered):
-        left_out += ITL
+    known = not answered or any(cell.itl_ms is not None for cell in answered)
+    left_out += ICL if known else ITL
     for column in FIGURES:
         if column in left_out:
             continue
@@ -151,8 +150,11 @@ def _size_columns(cells: Sequence[Cell]) -> list[Column]:
 
 def quantile(cell: Cell, metric: str, name: str) -> str:
     """A quantile of ``metric``: ``2,710?`` where its sample carries no interval, ``✗`` where the
-    client could not time it or the cell is invalid, a dash where there is no value."""
+    client could not time it or the cell is invalid, a dash where there is no value. Where ITL is
+    not known ICL takes its place, as ``7.05~``."""
     block: Block | None = getattr(cell, comparison.field_of(metric))
+    if block is None and metric == "itl" and cell.icl_ms is not None:
+        return quantile(cell, "icl", name) + CHUNKS
     if block is None:
         return NOT_MEASURED
     text = told(block, name)

@@ -8,6 +8,7 @@ from llmbench.records import Block, Cell
 from llmbench.report.columns import (
     ABOVE,
     BASE,
+    CHUNKS,
     RULER,
     UNSURE,
     UNTIMED,
@@ -39,8 +40,7 @@ class Notes(NamedTuple):
 
     def shown(self, wrap: Callable[[str], str], most: int | None) -> list[str]:
         """As many lines as ``most`` have room for when they are wrapped; all where it is ``None``.
-        The first of those that there is no room for is cut short, the last line says how many
-        more there are."""
+        The last line says how many more there are; the first is cut short rather than left out."""
         whole = [wrap(line) for line in (*self.lines, *self.legend)]
         if most is None or sum(map(_height, whole)) <= most:
             return whole
@@ -48,7 +48,7 @@ class Notes(NamedTuple):
         left = max(most - sum(map(_height, legend)) - 1, 1)
         shown: list[str] = []
         for text in kept:
-            if left <= 0:
+            if _height(text) > left and shown:
                 break
             shown.append(text if _height(text) <= left else _cut(text, left))
             left -= _height(text)
@@ -230,14 +230,11 @@ def _http_taxes(cells: Sequence[Cell]) -> list[str]:
 def _comparing(cells: Sequence[Cell], mark: str, baseline: str | None) -> list[str]:
     lines = []
     if mark:
-        lines.append(
-            f"{mark}: best at its load beyond doubt: its 95% interval and ruler error overlap no "
-            "other's; what has no interval differs by more than 2%"
-        )
+        lines.append(f"{mark}: best at its load beyond doubt")
     if baseline and several_targets(cells):
         lines.append(
-            f"÷{BASE}: divided by {baseline}'s at the same load; below 1 is faster for TTFT and "
-            "ITL, above 1 for tok/s"
+            f"÷{BASE}: divided by {baseline}'s; below 1 is faster for TTFT and ITL, above 1 for "
+            "tok/s"
         )
     return lines
 
@@ -261,6 +258,8 @@ def _legend(cells: Sequence[Cell], left_out: Sequence[str], marks: Collection[st
         told.append("✗: not to be stood behind")
     if ABOVE in marks:
         told.append(">: longer than was seen")
+    if CHUNKS in marks:
+        told.append("~: gaps between chunks (ICL), where ITL is not known")
     if told:
         lines.append("; ".join(told))
     if UNSURE in marks:
@@ -285,10 +284,10 @@ def _loop(cell: Cell) -> str:
         wait = ", a wait for one of the places included" if cell.concurrency else ""
         return f"open loop ({cell.arrivals}): TTFT and E2E count from when a request was due{wait}"
     if cell.batch_size:
-        return "static batches: service time of that many requests at once"
+        return "static batches: service time of that many at once"
     if cell.turns is not None:
-        return "closed loop: service time with that many users in conversation"
-    return "closed loop: service time with that many requests in flight"
+        return "closed loop: service time at that many users in conversation"
+    return "closed loop: service time at that many in flight"
 
 
 def _asked_tokens(cells: Sequence[Cell]) -> str:
