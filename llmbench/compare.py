@@ -73,7 +73,12 @@ def _add_measured_flags(parser: argparse.ArgumentParser) -> None:
     flag("--request-rate", "requests a second instead", type=lists.items, metavar="R,…")
     flag("--prompt-tokens", "prompt lengths", type=lists.items, metavar="N,…")
     flag("--output-tokens", "length of the replies", metavar="N")
-    flag("--requests", "requests a run (192, or two a stream)", type=lists.whole, metavar="N")
+    flag(
+        "--requests",
+        "requests a run (default: what comes in a minute for all runs of a target)",
+        type=lists.whole,
+        metavar="N",
+    )
     flag("--duration", "measure each run for S seconds instead", type=lists.number, metavar="S")
     flag("--repeat", f"runs of each target (default: {RUNS_A_SIDE})", type=lists.whole, metavar="N")
     flag("--out", "run directory (default: results/<time>-<name>)", metavar="DIR")
