@@ -534,6 +534,10 @@ def test_what_connecting_took() -> None:
         "tls": (2, 9, 4.5),
     }
     assert cell_of(steady(3, 80)).connect_ms is None
+    early = [request(0, 80, connect=opened[0], phase="warmup"), *steady(3, 80)]
+    of_warmup = cell_of(early).connect_ms
+    assert of_warmup is not None
+    assert of_warmup["tcp"].max == 2
 
 
 # ---- verdicts

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from llmbench.measure.requests import Requests
+from llmbench.measure.requests import Requests, connects
 from llmbench.measure.ruler import add_calibration
 from llmbench.measure.statistics import CONFIDENCE, student
 from llmbench.measure.summary import (
     NO_LIMITS,
+    add_connects,
     add_distributions,
     add_goodput,
     empty_cell,
@@ -27,6 +28,7 @@ def pool(target: Target, runs: Sequence[Run], limits_ms: Mapping[str, float] = N
     §8.2). Rates are of all windows together: what came over the sum of their lengths."""
     facts, first, _ = runs[0]
     row = empty_cell(target, facts)
+    add_connects(row, [each for _, _, requests in runs for each in connects(requests)])
     kept = Requests.joined(
         [
             _of_run(number, settled(empty_cell(target, its), its.load, requests))

@@ -1,7 +1,7 @@
 """RequestMetrics* → Cell: pool the raw figures of one cell. Nothing is averaged twice."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -25,6 +25,7 @@ from llmbench.plan.arrivals import read_rate
 from llmbench.records import (
     Cell,
     CellFacts,
+    Connect,
     Counts,
     Load,
     Provenance,
@@ -51,6 +52,7 @@ def summarize(
             f"evidence is missing: {len(requests)} of {facts.stored} requests are there"
         )
     requests = settled(cell, facts.load, requests)
+    add_connects(cell, connects(requests))
     cell.energy_gpu_only = facts.energy
     cell.joules_per_token_gpu_only = joules_per_token(facts.energy, requests)
     if requests.measured.any():
@@ -210,6 +212,15 @@ def _gaps(cell: Cell, measured: Requests, good: Requests) -> None:
         cell.itl_imputed_share = itl.imputed_share
 
 
+def add_connects(cell: Cell, opened: Sequence[Connect]) -> None:
+    """What it took to open connections, most of them before the warm-up."""
+    if opened:
+        cell.connect_ms = {
+            stage: block(np.array([getattr(each, f"{stage}_ns") / 1e6 for each in opened]))
+            for stage in ("dns", "tcp", "proxy", "tls")
+        }
+
+
 def _cached(cell: Cell, facts: CellFacts, good: Requests) -> None:
     """What came from the server's cache: by the replies' own usage, else by its metrics, which
     count the requests of every phase."""
@@ -228,9 +239,3 @@ def _lengths(cell: Cell, facts: CellFacts, good: Requests) -> None:
     events = int(good.events.sum())
     cell.tokens_per_event = int(good.tokens.sum()) / events if events else None
     _cached(cell, facts, good)
-    opened = connects(good)
-    if opened:
-        cell.connect_ms = {
-            stage: block(np.array([getattr(each, f"{stage}_ns") / 1e6 for each in opened]))
-            for stage in ("dns", "tcp", "proxy", "tls")
-        }

@@ -32,7 +32,7 @@ def render_cost(rows: Sequence[Costed], style: str) -> str:
         return msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n"
     render = as_markdown if style == "markdown" else as_text
     cells = [row.cell for row in rows]
-    return render([*load_columns(cells), *_columns(rows)], cells, _notes(rows))
+    return render([*load_columns(cells), *_columns(rows)], cells, lambda _: _notes(rows))
 
 
 def _flat(row: Costed) -> dict[str, object]:

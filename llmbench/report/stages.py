@@ -1,6 +1,7 @@
 """Where the time of a request went, cell by cell: ``llmbench report RUN --stages``."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from llmbench.measure.requests import STAGES
 from llmbench.records import Cell
@@ -9,13 +10,14 @@ from llmbench.report.notes import places
 from llmbench.report.table import as_markdown, as_text
 
 PARTS = (*STAGES, "other")
+TTFT = "TTFT"
 CONNECTING = {"DNS": "dns", "TCP": "tcp", "proxy": "proxy", "TLS": "tls"}
 
 
 def render_stages(cells: Sequence[Cell], style: str) -> str:
     """One row a cell, with notes below; ``style`` is ``table`` or ``markdown``."""
     render = as_markdown if style == "markdown" else as_text
-    return render([*load_columns(cells), *_columns(cells)], cells, _notes(cells))
+    return render([*load_columns(cells), *_columns(cells)], cells, partial(_notes, cells))
 
 
 def _columns(cells: Sequence[Cell]) -> list[Column]:
@@ -23,10 +25,10 @@ def _columns(cells: Sequence[Cell]) -> list[Column]:
     server accounts for them."""
     connecting = [name for name in CONNECTING if any(_opening(cell, name) for cell in cells)]
     told = [part for part in PARTS if any(part in _shown(cell) for cell in cells)]
-    server = [Column("largest", _largest), Column("source", _source, spare=1)]
+    server = [Column("largest", _largest), Column("source", _source, spare=3)]
     return [
         *(_connect(name) for name in connecting),
-        Column("TTFT\nms", lambda cell: figure(cell, _ttft_ms(cell)), spare=2),
+        Column(f"{TTFT}\nms", lambda cell: figure(cell, _ttft_ms(cell)), spare=2),
         Column("e2e\nms", lambda cell: figure(cell, _e2e_ms(cell))),
         *map(_stage, told),
         *(server if told else ()),
@@ -34,7 +36,8 @@ def _columns(cells: Sequence[Cell]) -> list[Column]:
 
 
 def _stage(stage: str) -> Column:
-    return Column(f"{stage}\nms", lambda cell: figure(cell, _shown(cell).get(stage)))
+    spare = 4 if stage == "tokenize" else 0
+    return Column(f"{stage}\nms", lambda cell: figure(cell, _shown(cell).get(stage)), spare=spare)
 
 
 def _shown(cell: Cell) -> dict[str, float]:
@@ -43,7 +46,7 @@ def _shown(cell: Cell) -> dict[str, float]:
 
 
 def _connect(name: str) -> Column:
-    return Column(f"{name}\nms", lambda cell: figure(cell, _opening(cell, name)), spare=3)
+    return Column(f"{name}\nms", lambda cell: figure(cell, _opening(cell, name)), spare=1)
 
 
 def _opening(cell: Cell, name: str) -> float | None:
@@ -77,8 +80,8 @@ def _source(cell: Cell) -> str:
     return cell.stages_source if cell.stages_source and _shown(cell) else NOT_MEASURED
 
 
-def _notes(cells: Sequence[Cell]) -> list[str]:
-    return [*_of_cells(cells), *_own_e2e(cells), *_legend(cells)]
+def _notes(cells: Sequence[Cell], left_out: Sequence[str]) -> list[str]:
+    return [*_of_cells(cells), *_own_e2e(cells), *_legend(cells, left_out)]
 
 
 def _of_cells(cells: Sequence[Cell]) -> list[str]:
@@ -110,16 +113,15 @@ def _own_e2e(cells: Sequence[Cell]) -> list[str]:
     return [f"other holds, in ms, inside the server but in none of its stages: {'; '.join(split)}"]
 
 
-def _legend(cells: Sequence[Cell]) -> list[str]:
+def _legend(cells: Sequence[Cell], left_out: Sequence[str]) -> list[str]:
     sources = {_source(cell) for cell in cells}
     lines = []
     if any(_e2e_ms(cell) is not None for cell in cells):
-        lines.append("TTFT, e2e: means of the client's, from sent to the first and the last token")
+        lines.append("e2e: mean of the client's, from sent to the last token")
+        if f"{TTFT} ms" not in left_out:
+            lines[0] = "TTFT, e2e: means of the client's, from sent to the first and the last token"
     if sources != {NOT_MEASURED}:
-        lines.append(
-            "other: what of e2e is in no stage of the server's: network, HTTP and whatever the "
-            "server does not time"
-        )
+        lines.append("other: what of e2e is in no stage of the server's: network, HTTP, …")
     if "timings" in sources:
         lines.append(
             "timings: the replies' own; where they have no queue, the wait for a slot is in other"
@@ -128,6 +130,7 @@ def _legend(cells: Sequence[Cell]) -> list[str]:
         lines.append(
             "metrics: the server's own; these and their e2e include the warm-up's requests"
         )
-    if connecting := [name for name in CONNECTING if any(_opening(cell, name) for cell in cells)]:
-        lines.append(f"{', '.join(connecting)}: medians, once a connection and not in e2e")
+    connecting = [name for name in CONNECTING if any(_opening(cell, name) for cell in cells)]
+    if shown := [name for name in connecting if f"{name} ms" not in left_out]:
+        lines.append(f"{', '.join(shown)}: medians, once a connection and not in e2e")
     return lines

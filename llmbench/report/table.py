@@ -56,15 +56,28 @@ def render_markdown(
     return _markdown(columns(cells, baseline), cells, below)
 
 
-def as_text(chosen: Sequence[Column], cells: Sequence[Cell], below: Sequence[str]) -> str:
-    """``chosen`` columns of ``cells`` for a terminal, with the lines ``below`` it."""
-    wide = [wrapped(_widened(line)) for line in below]
-    return _terminal(chosen, cells, lambda *_: wide)
+def as_text(
+    chosen: Sequence[Column],
+    cells: Sequence[Cell],
+    below: Callable[[Sequence[str]], Sequence[str]],
+) -> str:
+    """``chosen`` columns of ``cells`` for a terminal, with the lines ``below`` it, which may depend
+    on the names of the columns that there was no room for."""
+
+    def lines(_: bool, left_out: Sequence[str], __: Collection[str]) -> list[str]:
+        missing = [f"no room for {', '.join(left_out)}: the JSON has them"] if left_out else []
+        return [wrapped(_widened(line)) for line in (*below(left_out), *missing)]
+
+    return _terminal(chosen, cells, lines)
 
 
-def as_markdown(chosen: Sequence[Column], cells: Sequence[Cell], below: Sequence[str]) -> str:
-    """The same in Markdown."""
-    return _markdown(chosen, cells, lambda *_: below)
+def as_markdown(
+    chosen: Sequence[Column],
+    cells: Sequence[Cell],
+    below: Callable[[Sequence[str]], Sequence[str]],
+) -> str:
+    """The same in Markdown, with room for all."""
+    return _markdown(chosen, cells, lambda *_: below(()))
 
 
 def _terminal(
