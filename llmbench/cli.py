@@ -411,7 +411,7 @@ def _print_cells(
             if why:
                 from llmbench.report.why import render_why
 
-                sys.stdout.write(render_why(cells))
+                sys.stdout.write(render_why(cells, style))
             sys.stdout.write(render_provenance(run.host, run.targets, style))
     sys.stdout.flush()
 

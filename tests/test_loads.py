@@ -608,7 +608,7 @@ def words(line: str) -> list[str]:
 
 def rows(done: Done) -> list[list[str]]:
     assert (done.code, done.err) == (0, "")
-    return [words(line) for line in done.out.splitlines()]
+    return [words(line) for line in done.out.replace("\n  ", " ").splitlines()]
 
 
 def test_a_dry_run_of_an_open_loop(dry_run: Callable[..., Done]) -> None:

@@ -95,7 +95,8 @@ def test_cells_with_a_budget_of_time() -> None:
     assert below == [
         "1 cell, by time, about 31 s",
         "a cell ends after 30 s, or sooner, when TTFT p50 and tok/s are known to within ±5%; "
-        "--requests, --duration or --until say otherwise",
+        "--requests,",
+        "  --duration or --until say otherwise",
     ]
     slow, _ = planned(target=["http://a"], concurrency=[2], output_tokens=980)
     assert slow[1][6] == "75 s"  # 25 s a reply: one of the warm-up, and two of each stream

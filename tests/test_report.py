@@ -44,7 +44,9 @@ def cell(target: str = "h:8000", concurrency: int = 8, **fields: Any) -> Cell:
         "itl_ms": block(1.234, 5.678),
         "otps_per_user": block(99.5),
         "otps": 1234.5,
+        "otps_ci95": (1234.5, 1234.5),
         "requests_per_s": 3.21,
+        "requests_per_s_ci95": (3.21, 3.21),
         "ruler": Ruler(stamps="kernel"),
     }
     return Cell(**(known | fields))
@@ -53,7 +55,9 @@ def cell(target: str = "h:8000", concurrency: int = 8, **fields: Any) -> Cell:
 def of(value: float | None, **fields: Any) -> Cell:
     """A cell with the same figure everywhere."""
     same = dict.fromkeys(["ttft_ms", "itl_ms", "otps_per_user"], block(value, value))
-    return cell(**(same | {"otps": value, "requests_per_s": value} | fields))
+    rates = {"otps": value, "requests_per_s": value}
+    known = {f"{name}_ci95": None if value is None else (value, value) for name in rates}
+    return cell(**(same | rates | known | fields))
 
 
 def columns_of(line: str) -> int:

@@ -5,6 +5,7 @@ closes after each reply puts its connection's set-up inside TTFT here.
 """
 
 import asyncio
+import os
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -143,7 +144,8 @@ def failure(endpoint: Endpoint, problem: Exception, replying: bool) -> tuple[str
         case aiohttp.ClientSSLError():
             return "tls", words
         case aiohttp.ClientConnectorError():
-            return endpoint.unopened("connect", problem.strerror or words)
+            number = problem.os_error.errno
+            return endpoint.unopened("connect", os.strerror(number) if number else words)
         case aiohttp.ServerTimeoutError() if isinstance(problem, aiohttp.ConnectionTimeoutError):
             return endpoint.unopened("connect", f"no connection within {CONNECT_TIMEOUT_S:g} s")
         case TimeoutError():

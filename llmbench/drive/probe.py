@@ -89,6 +89,11 @@ class Probe:
             raise UserError(
                 f"{self._target.name} serves {len(listed)} models, choose one with --model: {some}"
             )
+        if reply.status != 200:
+            raise self._unmeasurable(
+                f"{url} answered {reply.status}: no OpenAI-compatible server, or one that lists no "
+                "models: then name one with --model"
+            )
         raise self._unmeasurable(f"{url} lists no model; name one with --model")
 
     async def find_dialect(self) -> Dialect:

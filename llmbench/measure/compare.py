@@ -111,10 +111,12 @@ class Compared(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A figure of one side and what the bootstrap made of it."""
+    """A figure of one side and what the bootstrap made of it. ``off`` is by what share of itself
+    the figure can be off beside chance."""
 
     estimate: Estimate
     replicates: Floats
+    off: float = 0.0
 
 
 class NotCompared(Exception):  # noqa: N818 - it reads as what it says
@@ -154,6 +156,7 @@ def _compare(metric: str, base: Side, other: Side, rng: np.random.Generator) -> 
     logs = np.where(np.isnan(logs), 0.0, logs)  # both are +∞ there
     ratio = b.value / a.value
     off = sum(_ruler_share(metric, side, each.value) for side, each in ((base, a), (other, b)))
+    off += sum(each.off for each in drawn)
     ci95, ci90 = (
         _interval(logs, a, b, confidence, off) for confidence in (CONFIDENCE, EQUIVALENCE)
     )
@@ -320,8 +323,11 @@ def _rate(name: str, side: Side, by_run: bool, rng: np.random.Generator) -> Draw
     )
     replicates = value * (np.concatenate(list(parts)) / known) ** math.sqrt(times)
     low, high = np.quantile(replicates, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
-    bounds = float(low), float(high)
-    return Drawn(Estimate(value=value, ci95=bounds, n=n, worth=worth, runs=len(stays)), replicates)
+    in_flight = np.average([cell.in_flight or 0.0 for cell in side.cells], weights=windows)
+    edges = abs(float(in_flight * known / value) - 1) if value else 0.0  # see add_rate_intervals
+    bounds = float(low) * (1 - edges), float(high) * (1 + edges)
+    estimate = Estimate(value=value, ci95=bounds, n=n, worth=worth, runs=len(stays))
+    return Drawn(estimate, replicates, edges)
 
 
 def _unit(side: Side) -> int:

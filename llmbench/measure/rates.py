@@ -69,7 +69,12 @@ def add_rates(cell: Cell, requests: Requests, window: Window, *, open_loop: bool
 
 
 def add_rate_intervals(cell: Cell, measured: Requests) -> None:
-    """The 95% intervals of a closed loop's rates; an open loop's are what was asked for."""
+    """The 95% intervals of a closed loop's rates; an open loop's are what was asked for.
+
+    The window begins as a request is sent and ends as one ends, and tokens come late in a request:
+    what came inside is a little more than its share. By Little's law the rate is what is in flight
+    × what requests bring ÷ how long they stay; the interval holds that value, too.
+    """
     stays_s = (measured.end_ns - measured.sent_ns) / 1e9
     for name, brought in (
         ("otps", measured.good * measured.tokens),
@@ -77,8 +82,13 @@ def add_rate_intervals(cell: Cell, measured: Requests) -> None:
     ):
         rate = getattr(cell, name)
         reach = rate_reach(brought.astype(np.float64), stays_s, cell.batch_size or 1)
-        if rate is not None and reach is not None:
-            setattr(cell, f"{name}_ci95", (rate * max(1 - reach, 0.0), rate * (1 + reach)))
+        if rate is None or reach is None:
+            continue
+        by_law = rate
+        if cell.in_flight is not None:
+            by_law = cell.in_flight * float(brought.sum() / stays_s.sum())
+        low, high = min(rate, by_law), max(rate, by_law)
+        setattr(cell, f"{name}_ci95", (low * max(1 - reach, 0.0), high * (1 + reach)))
 
 
 def rate_reach(

@@ -19,6 +19,7 @@ UNSURE = "?"
 UNTIMED = "✗"
 ABOVE = ">"
 CHUNKS = "~"
+INTERVAL = "±"
 MARKS = (UNSURE, UNTIMED, ABOVE, CHUNKS)
 """What a figure may have beside it, or in its place."""
 
@@ -204,12 +205,16 @@ def reach(cell: Cell, value: float | None, ci95: tuple[float, float] | None) -> 
     if value is None or ci95 is None or cell.verdict == "invalid":
         return ""
     low, high = ci95
-    far = max(value - low, high - value)
+    return plus_minus(value, max(value - low, high - value))
+
+
+def plus_minus(value: float, far: float) -> str:
+    """`` ±0.8``: ``far``, rounded up to the last digit of ``value``; nothing if it is nothing."""
     if not 0 < far < math.inf:
         return ""
     decimals = len(digits(value).partition(".")[2])
     steps = math.ceil(far * 10**decimals - 1e-6)  # a hair above a digit is that digit
-    return f" ±{steps / 10**decimals:,.{decimals}f}"
+    return f" {INTERVAL}{steps / 10**decimals:,.{decimals}f}"
 
 
 def times(value: float | None) -> str:
@@ -292,9 +297,15 @@ def _rate(
     ci95: Callable[[Cell], tuple[float, float] | None],
     spare: int = 0,
 ) -> Column:
+    def text(cell: Cell) -> str:
+        """The rate, with a mark where too few requests carry an interval that it could have."""
+        told = figure(cell, value(cell))
+        unsure = cell.arrivals is None and ci95(cell) is None and any(map(str.isdigit, told))
+        return told + UNSURE * unsure
+
     return Column(
         head,
-        lambda cell: figure(cell, value(cell)),
+        text,
         Measure(lambda cell: comparison.rate(cell, value(cell), ci95(cell)), less_is_better=False),
         ratio=not spare,
         spare=spare,

@@ -15,7 +15,7 @@ from llmbench.measure.compare import METRICS, ONE_HAS, Estimate, Result
 from llmbench.measure.failures import Failures
 from llmbench.measure.gate import Outcome
 from llmbench.records import Load
-from llmbench.report.columns import digits
+from llmbench.report.columns import digits, plus_minus
 from llmbench.report.table import WIDTH, grid, wrapped
 
 SCHEMA = "llmbench.compare/1"
@@ -193,10 +193,10 @@ def _metric(name: str) -> str:
 
 def _figure(estimate: Estimate) -> str:
     low, high = estimate.ci95
-    half = (high - low) / 2
     if math.isinf(estimate.value):
         return digits(estimate.value)
-    return f"{digits(estimate.value)} ±{digits(half) if math.isfinite(half) else '∞'}"
+    reach = plus_minus(estimate.value, (high - low) / 2) if math.isfinite(high - low) else " ±∞"
+    return f"{digits(estimate.value)}{reach}"
 
 
 def _matrices(comparison: Comparison) -> list[Table]:

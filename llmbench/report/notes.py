@@ -4,11 +4,13 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from llmbench.measure.blocks import ALIKE
 from llmbench.records import Block, Cell
 from llmbench.report.columns import (
     ABOVE,
     BASE,
     CHUNKS,
+    INTERVAL,
     RULER,
     UNSURE,
     UNTIMED,
@@ -91,10 +93,10 @@ def notes(
     ]
     if others := [name for name in left_out if name != "failed"]:
         lines.append(f"no room for {', '.join(others)}: the JSON has them")
-    return Notes(lines, [*_comparing(cells, mark, baseline), *_legend(cells, left_out, marks)])
+    return Notes(lines, _legend(cells, left_out, marks, _comparing(cells, mark, baseline)))
 
 
-_NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 def merged(told: Sequence[tuple[str, Cell]], cells: Sequence[Cell]) -> list[str]:
@@ -122,7 +124,7 @@ def _span(numbers: Sequence[str]) -> str:
 def _reasons(cell: Cell) -> Iterable[str]:
     label = {"invalid": "INVALID", "partial": "PARTIAL", "valid": ""}[cell.verdict]
     for reason in cell.reasons:
-        yield f"{label}, {reason}"
+        yield f"{label}, {reason.removeprefix(f'{cell.target}: ')}"
 
 
 def _failures(cell: Cell) -> Iterable[str]:
@@ -148,8 +150,8 @@ def _alike(cell: Cell) -> Iterable[str]:
         if block is None or cell.verdict == "invalid" or not {*shown} & {*block.ci95_is_range}:
             continue
         yield (
-            f"{metric.upper()} was {block.min:,.4g} to {block.max:,.4g} ms in all: that range "
-            "stands for the interval"
+            f"{metric.upper()} of all requests lies within {ALIKE:.0%}: that range stands for the "
+            "interval"
         )
 
 
@@ -173,7 +175,7 @@ def _goodput(cell: Cell) -> Iterable[str]:
         return
     low, high = found.ci95 or (found.share, found.share)
     rate = "" if found.per_s is None else f", {digits(found.per_s)} a second"
-    told = f"{found.good} of {found.good + found.bad} requests ({low:.1%} to {high:.1%}){rate}"
+    told = f"{found.share:.1%} of the requests ({low:.1%} to {high:.1%}){rate}"
     yield f"goodput: {told}"
 
 
@@ -233,13 +235,18 @@ def _comparing(cells: Sequence[Cell], mark: str, baseline: str | None) -> list[s
         lines.append(f"{mark}: best at its load beyond doubt")
     if baseline and several_targets(cells):
         lines.append(
-            f"÷{BASE}: divided by {baseline}'s; below 1 is faster for TTFT and ITL, above 1 for "
-            "tok/s"
+            f"÷{BASE}: divided by {baseline}'s (faster is below 1 for TTFT and ITL, above 1 for "
+            "tok/s)"
         )
     return lines
 
 
-def _legend(cells: Sequence[Cell], left_out: Sequence[str], marks: Collection[str]) -> list[str]:
+def _legend(
+    cells: Sequence[Cell],
+    left_out: Sequence[str],
+    marks: Collection[str],
+    comparing: Sequence[str],
+) -> list[str]:
     """How the cells were loaded and read, and what the marks that stand in the table mean."""
     lines = []
     if any(cell.ruler.stamps for cell in cells):
@@ -247,20 +254,19 @@ def _legend(cells: Sequence[Cell], left_out: Sequence[str], marks: Collection[st
         lines.append(_conditions(cells) + failed)
     errors_ms = [error for cell in cells if (error := ruler_error_ms(cell)) is not None]
     told = []
+    if INTERVAL in marks:
+        told.append(f"{INTERVAL}: 95% interval")
     if errors_ms and RULER.name in left_out:
-        told = [
-            "±: 95% interval",
-            f"the ruler itself can be off by {max(errors_ms):.2f} ms at most",
-        ]
+        told.append(f"the ruler itself can be off by {max(errors_ms):.2f} ms at most")
     elif errors_ms:
-        told = ["±: 95% interval", "ruler ±: how far off the ruler itself can be"]
+        told.append("ruler ±: how far off the ruler itself can be")
     if UNTIMED in marks:
         told.append("✗: not to be stood behind")
     if ABOVE in marks:
         told.append(">: longer than was seen")
     if CHUNKS in marks:
         told.append("~: gaps between chunks (ICL), where ITL is not known")
-    if told:
+    if told := [*told, *comparing]:
         lines.append("; ".join(told))
     if UNSURE in marks:
         lines.append("?: too few independent requests for a 95% interval (--why: how many more)")

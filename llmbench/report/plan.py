@@ -50,8 +50,8 @@ def render_plan(sweep: Sweep, found: Survey | None = None) -> str:
         disable_numparse=True,
         colalign=("left", "left", *["right"] * (len(rows[0]) - 2)),
     )
-    lines = (table, *_summary(sweep, cells, found), *_content(cells), *_surveyed(found))
-    return "\n".join(lines) + "\n"
+    below = (*_summary(sweep, cells, found), *_content(cells), *_surveyed(found))
+    return "\n".join((table, *map(wrapped, below))) + "\n"
 
 
 def render_search(sweep: Sweep) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 import tabulate
 
 from llmbench.records import Cell
-from llmbench.report.columns import MARKS, Column, columns
+from llmbench.report.columns import INTERVAL, MARKS, Column, columns
 from llmbench.report.comparison import best, check_baseline, grouped
 from llmbench.report.notes import notes
 
@@ -16,6 +16,9 @@ WIDTH = 100
 READABLE_NAME = 24
 NARROWEST_NAME = 8
 MARK = "*"
+HEAD_LINES = 2
+"""At least so many lines of a table are above its rows."""
+
 DEAREST = 9
 """Columns to spare that are dearer than this are worth more than the intervals."""
 
@@ -91,7 +94,8 @@ def _terminal(
     )
     texts = {column: list(map(_widened, texts[column])) for column in texts}
     table, left_out = _fitted(_with_intervals(texts, groups), texts)
-    whole = "\n".join((_parted(table, groups), *below(marked, left_out, _marks(texts, left_out))))
+    lines = below(marked, left_out, _marks(texts, left_out, table))
+    whole = "\n".join((_parted(table, groups), *lines))
     return whole.replace(_SECOND_COLUMN, "").replace(_NO_MARK, " ") + "\n"
 
 
@@ -106,10 +110,8 @@ def _markdown(chosen: Sequence[Column], cells: Sequence[Cell], below: Below) -> 
         disable_numparse=True,
         colalign=_alignment(len(texts), sum(column.words for column in texts)),
     )
-    return (
-        "\n".join((table, "", *(f"- {line}" for line in below(marked, (), _marks(texts, ())))))
-        + "\n"
-    )
+    lines = (f"- {line}" for line in below(marked, (), _marks(texts, (), table)))
+    return "\n".join((table, "", *lines)) + "\n"
 
 
 def _texts(
@@ -135,7 +137,7 @@ def _texts(
     return texts, any_marked
 
 
-def _marks(texts: Texts, left_out: Sequence[str]) -> set[str]:
+def _marks(texts: Texts, left_out: Sequence[str], table: str) -> set[str]:
     """The marks that stand beside figures, or in their place, in the columns that are shown."""
     figures = [
         text
@@ -143,7 +145,10 @@ def _marks(texts: Texts, left_out: Sequence[str]) -> set[str]:
         if not column.words and column.name not in left_out
         for text in its
     ]
-    return {mark for mark in MARKS if any(mark in text for text in figures)}
+    body = table.splitlines()[HEAD_LINES:]
+    has_intervals = any(f" {INTERVAL}" in line for line in body)
+    found = {mark for mark in MARKS if any(mark in text for text in figures)}
+    return found | ({INTERVAL} if has_intervals else set())
 
 
 def _with_intervals(texts: Texts, groups: Groups) -> Texts:
@@ -258,7 +263,7 @@ def _widened(text: str) -> str:
 
 def wrapped(line: str) -> str:
     width = WIDTH - (_SECOND_COLUMN in line)  # a cut may part a wide character from its second half
-    return textwrap.fill(line, width, subsequent_indent="  ")
+    return textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _shorten(text: str, width: int) -> str:

@@ -1,4 +1,4 @@
-"""Why a percentile is a dash, and how many more requests would show it: ``report --why``."""
+"""Why a percentile has no interval, and how many more requests would give it one: ``--why``."""
 
 import math
 from collections.abc import Sequence
@@ -12,15 +12,17 @@ from llmbench.report.table import wrapped
 OF_REQUESTS = ("ttft", "tpot", "e2e")
 
 
-def render_why(cells: Sequence[Cell]) -> str:
-    """Lines below the table: what each cell lacks."""
-    lines = [f"{places([cell], cells) or 'all'}: {'; '.join(_told(cell))}" for cell in cells]
-    return "".join(f"{wrapped(line)}\n" for line in lines)
+def render_why(cells: Sequence[Cell], style: str = "table") -> str:
+    """Lines below the table: what each cell lacks; in ``markdown`` items of a list."""
+    lines = [
+        f"{places([cell], cells) or 'all'}: {'; '.join(_told(cell))}"
+        for cell in cells
+        if cell.verdict != "invalid"  # the reasons are among the notes
+    ]
+    return "".join(f"- {line}\n" if style == "markdown" else f"{wrapped(line)}\n" for line in lines)
 
 
 def _told(cell: Cell) -> list[str]:
-    if cell.verdict == "invalid":
-        return [f"INVALID, {reason}" for reason in cell.reasons]
     missing: dict[tuple[str, int], list[str]] = {}
     for metric in OF_REQUESTS:
         block = getattr(cell, f"{metric}_ms")
