@@ -398,21 +398,22 @@ def _print_cells(
 
         found, cells = cells, _in_order(run, cells)
         ran = any(cell.target == baseline for cell in cells)  # an interrupted run may end before
+        answer = _answer(run, found, style) if style in IN_WORDS else ""
         # The machine has a line too, and servers that are here where no target was given.
-        most = None if why else MOST_LINES - 1 - (not run.sweep.target)
+        others = 1 + (not run.sweep.target) + answer.count("\n")
+        most = None if why else MOST_LINES - others
         sys.stdout.write(RENDERERS[style](cells, baseline if ran else None, most))
         if style in IN_WORDS:
             from llmbench.report.provenance import render_provenance
             from llmbench.report.turns import render_turns
 
-            if run.sweep.search:
-                _print_capacity(run, found, style)
             sys.stdout.write(render_turns(cells, style))
             if why:
                 from llmbench.report.why import render_why
 
                 sys.stdout.write(render_why(cells, style))
             sys.stdout.write(render_provenance(run.host, run.targets, style))
+        sys.stdout.write(answer)
     sys.stdout.flush()
 
 
@@ -425,11 +426,14 @@ def _in_order(run: "Run", cells: Sequence["Cell"]) -> Sequence["Cell"]:
     return in_order(cells)
 
 
-def _print_capacity(run: "Run", cells: Sequence["Cell"], style: str) -> None:
+def _answer(run: "Run", cells: Sequence["Cell"], style: str) -> str:
+    """What a search found, which is the last that is said; empty of a sweep."""
+    if not run.sweep.search:
+        return ""
     from llmbench.report.capacity import render_capacity
     from llmbench.store import capacities
 
-    sys.stdout.write(render_capacity(capacities(run, cells), style))
+    return render_capacity(capacities(run, cells), style)
 
 
 def _exit_code(cells: Sequence["Cell"]) -> int:

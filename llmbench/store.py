@@ -29,6 +29,7 @@ from llmbench.errors import UserError
 from llmbench.measure.capacity import answers
 from llmbench.parts import check_reads, count_in_part, part_paths, read_part
 from llmbench.records import Capacity, Cell, CellFacts, Target, Trace
+from llmbench.targets import is_target
 
 RUN_SCHEMA = "llmbench.run/1"
 SUMMARY_SCHEMA = "llmbench.summary/1"
@@ -369,6 +370,11 @@ def _read_run(path: Path) -> Run:
     try:
         run = msgspec.json.decode(file.read_bytes(), type=Run)
     except OSError as problem:
+        if not path.exists() and is_target(str(path)):
+            raise UserError(
+                f"{path}: not a run directory; to measure it: llmbench sweep --target {path}; two of "
+                "them in turns: llmbench compare --ab"
+            ) from None
         raise UserError(f"{path}: not a run directory: run.json: {problem.strerror}") from None
     except msgspec.DecodeError as problem:
         raise UserError(f"{file}: not a run that this version can read: {problem}") from None
