@@ -33,6 +33,9 @@ FEWEST_REQUESTS = 192
 BUDGET_S, EMBEDDED_BUDGET_S = 30.0, 20.0
 """The time of a cell, where nobody says how much to measure."""
 
+GRACE_BUDGETS = 2
+"""After so many times its time a closed loop's cell waits no longer for replies."""
+
 LENGTHS, EMBEDDED_LENGTHS = (128, 128), (48, 12)
 """Tokens of a prompt and of a reply."""
 
@@ -200,7 +203,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             requests=MOST_REQUESTS,
             duration_s=self.duration,
             warmup=0,
-            grace_s=self.grace,
+            grace_s=self._grace_s,
             budget_s=self.budget_s,
             until=self.until,
             max_failures=str(self.max_failures),
@@ -218,6 +221,11 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 warmup=self._warmup(at_once),
                 batch_size=at_once if self.batch_size else None,
             )
+
+    @property
+    def _grace_s(self) -> float | None:
+        """How long replies are waited for: a cell with a time of its own ends, whatever hangs."""
+        return GRACE_BUDGETS * self.budget_s if self.budget_s and not self.grace else self.grace
 
     def _open_loop(self, load: Load, rate: Rate) -> Load:
         """As many requests as come in the cell's time, after two seconds of warm-up; a trace is

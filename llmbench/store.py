@@ -372,8 +372,8 @@ def _read_run(path: Path) -> Run:
     except OSError as problem:
         if not path.exists() and is_target(str(path)):
             raise UserError(
-                f"{path}: not a run directory; to measure it: llmbench sweep --target {path}; two of "
-                "them in turns: llmbench compare --ab"
+                f"{path}: not a run directory; to measure it: llmbench sweep --target {path}; two "
+                "in turns: llmbench compare --ab"
             ) from None
         raise UserError(f"{path}: not a run directory: run.json: {problem.strerror}") from None
     except msgspec.DecodeError as problem:

@@ -193,3 +193,21 @@ def test_what_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     assert board.is_watching
     assert not Board(load(warmup=0)).is_watching
     assert clock.now_s == 0
+
+
+def test_a_window_closes_while_nothing_begins_or_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two streams whose replies hang: by the clock, and after the grace the cell is over."""
+    for fields, closes_s in (({"duration_s": 3.0}, 3.0), ({"budget_s": 5.0}, 10.0)):
+        clock = Clock(monkeypatch)
+        board = Board(load(**({"warmup": 0, "requests": 9, "grace_s": 3.0} | fields)))
+        for _ in range(2):
+            board.start()
+            board.take()
+        clock.now_s = closes_s - 0.01
+        board.tick()
+        assert board.phase == "measured"
+        clock.now_s = closes_s
+        board.tick()
+        assert board.phase == "cooldown"
+        clock.now_s = closes_s + 3.01
+        assert board.grace_is_over()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE_S, Answer, Asked, Llmbench, ThreadedServer, idle_share, peak
+from conftest import (
+    PATIENCE_S,
+    Answer,
+    Asked,
+    Llmbench,
+    ThreadedServer,
+    content,
+    finish,
+    idle_share,
+    peak,
+    sse,
+)
 
 from llmbench.apis import APIS
 from llmbench.apis.dialect import DIALECTS
@@ -22,7 +34,7 @@ from llmbench.drive.closed_loop import ClosedLoop
 from llmbench.drive.job import Job
 from llmbench.drive.spool import Spool
 from llmbench.plan.scale import Scale
-from llmbench.records import Call, CellFacts, Load, Phase, Target, Trace
+from llmbench.records import Call, CellFacts, Load, Phase, Reads, Target, Trace, no_reads
 from llmbench.truth.log import Reply
 from llmbench.truth.process import TruthServer
 
@@ -234,6 +246,29 @@ async def test_failures_in_a_row_end_the_cell(truth: Truth, tmp_path: Path) -> N
     assert 10 <= len(server.log()) <= 12  # and the server was left in peace
 
 
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"", "truncated"),
+        (b"data: [DONE]\n\n", "empty"),
+        (sse(content("x")), "truncated"),
+        (b'data: {"error": {"message": "busy"}}\n\n', "stream-error"),
+    ],
+)
+async def test_replies_that_say_nothing_in_a_row_end_the_cell(
+    tmp_path: Path,
+    threaded: Callable[[Callable[[Asked], Answer]], ThreadedServer],
+    body: bytes,
+    kind: str,
+) -> None:
+    """A server that answers at once with nothing would fill the disk in no time."""
+    server = threaded(lambda _: (200, "text/event-stream", body))
+    async with cell(server.url, tmp_path, concurrency=2, requests=500, warmup=0) as ran:
+        await run(ran)
+        assert ran.running.stopped.startswith(f"stopped after 10 failures in a row ({kind}")
+    assert 10 <= len(server.asked) <= 12
+
+
 async def test_failures_in_the_warm_up_end_the_cell_too(tmp_path: Path, dead_url: str) -> None:
     async with cell(dead_url, tmp_path, concurrency=3) as ran:
         await run(ran)
@@ -242,7 +277,12 @@ async def test_failures_in_the_warm_up_end_the_cell_too(tmp_path: Path, dead_url
         assert 10 <= len(ran.traces) <= 13
 
 
+GOOD = sse(content("x"), finish(1, 1), "[DONE]")
+
+
 def trace_of(call: Call, sent_ns: int, error: str = "") -> Trace:
+    zero = array("q", [0])
+    reads = Reads(array("q", [len(GOOD)]), zero, zero, zero)
     return Trace(
         cell=0,
         index=call.index,
@@ -253,6 +293,9 @@ def trace_of(call: Call, sent_ns: int, error: str = "") -> Trace:
         status=0 if error else 200,
         error=error,
         detail=error,
+        headers={"content-type": "text/event-stream"},
+        reads=no_reads() if error else reads,
+        body=b"" if error else GOOD,
     )
 
 

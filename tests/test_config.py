@@ -93,7 +93,7 @@ def test_every_default() -> None:
 
 
 MOST = 1_000_000
-BY_TIME = {"requests": MOST, "budget_s": 30.0}
+BY_TIME = {"requests": MOST, "budget_s": 30.0, "grace_s": 60.0}
 
 
 def load_of(
@@ -121,7 +121,9 @@ def test_the_default_loads_of_a_server() -> None:
 
 def test_the_default_loads_of_the_embedded_engine_are_short() -> None:
     prompt, reply = EMBEDDED_LENGTHS
-    assert load_sweep({"concurrency": [2]}).loads() == [load_of(2, prompt, reply, budget_s=20.0)]
+    assert load_sweep({"concurrency": [2]}).loads() == [
+        load_of(2, prompt, reply, budget_s=20.0, grace_s=40.0)
+    ]
     both = load_sweep({"concurrency": [2], "target": ["llamacpp:", "http://h"]})
     assert both.loads() == [load_of(2, 128, 128, **BY_TIME)]
 

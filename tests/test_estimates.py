@@ -61,6 +61,13 @@ def test_alike_values_have_their_range_for_an_interval() -> None:
     assert told.estimates["p99"].value == pytest.approx(215.9)
 
 
+def test_what_mostly_failed_is_not_alike() -> None:
+    values = np.where(np.arange(40) % 3 == 0, 200.0, INF)
+    told = block(values)
+    assert told.ci95_is_range == []
+    assert told.ci95["p90"] == (INF, INF)
+
+
 @pytest.mark.parametrize(("spread", "alike"), [(0.049, True), (0.06, False)])
 def test_a_few_percent_are_alike(spread: float, alike: bool) -> None:
     values = 100.0 * (1 + spread * (shuffled(41) - 21) / 40)

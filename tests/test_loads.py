@@ -109,8 +109,9 @@ def test_an_open_loop_as_it_is_told() -> None:
 
 
 def test_a_closed_loop_waits_for_its_replies() -> None:
-    (load,) = loads(concurrency=[4])
+    (load,) = loads(concurrency=[4], requests=9)
     assert (load.rate, load.arrivals, load.grace_s, load.speed) == ("", "", None, 1.0)
+    assert loads(concurrency=[4])[0].grace_s == 60.0  # twice its time
     assert loads(concurrency=[4], grace=5.0)[0].grace_s == 5.0
 
 
@@ -622,7 +623,7 @@ def test_a_dry_run_of_an_open_loop(dry_run: Callable[..., Done]) -> None:
         words("a wire ramp(2,8) 128 20 150 + 4 33 s"),
     ]
     assert " ".join(total) == "3 cells, by time, about 2 min"
-    assert " ".join(enough).startswith("a cell ends after 30 s, or sooner, when TTFT p50 and")
+    assert " ".join(enough).startswith("a cell ends after 30 s (60 s of slow replies), or sooner,")
 
 
 def test_a_dry_run_of_an_open_loop_by_time(dry_run: Callable[..., Done]) -> None:

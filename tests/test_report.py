@@ -409,11 +409,28 @@ def test_the_most_pressing_line_is_shown_however_long_it_is() -> None:
     told = below(cell(verdict="invalid", reasons=["late " * 200], notes=["odd"]))
     assert len(told) == 8
     assert told[0].startswith("h:8000 at 8: INVALID, late late")
-    assert told[4].endswith(" late …")
-    assert told[5] == "1 more line: --why"
+    odd = told.index("h:8000 at 8: odd")
+    assert (odd, told[odd - 1][-7:], told[odd + 1]) == (4, " late …", "the rest: --why")
     assert max(map(len, told)) <= 100
-    alone = below(cell(verdict="invalid", reasons=["late " * 200]))
-    assert (alone[5], len(alone)) == ("the rest: --why", 8)
+
+
+def test_reasons_have_lines_whatever_the_legend_would_need() -> None:
+    """INVALID before PARTIAL, and a line each before a second one for any; of the legend what is
+    needed most stays."""
+    few = Block(n=40, p50=12.0, estimates={"p95": Estimate(67.0, 50.0, None)})
+    words = "and that takes more than one line of a hundred characters to say, whoever says it, so"
+    cells = [
+        cell("a", verdict="partial", reasons=[f"cut {words}"], ttft_ms=few),
+        *(cell(name, verdict="invalid", reasons=[f"{name} {words}"]) for name in "bcd"),
+    ]
+    lines = render_table(cells, "a", most_lines=8).splitlines()
+    told = lines[next(n for n, line in enumerate(lines) if line.startswith("b at 8: ")) :]
+    assert [line[:14] for line in told[:3]] == [f"{n} at 8: INVALI" for n in "bcd"]
+    assert told[3].startswith("a at 8: PARTIAL, cut and")
+    assert told[3].endswith(" …")
+    assert told[4].endswith(" more lines: --why")
+    assert told[5].startswith("closed loop: ")
+    assert len(told) <= 8
 
 
 def test_what_another_client_adds() -> None:

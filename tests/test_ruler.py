@@ -145,6 +145,13 @@ def test_each_figure_stands_or_falls_by_its_own_bound() -> None:
     assert untimed(cell) == {"ttft.p50": 30.0, "ttft.p95": 30.0}
 
 
+def test_gaps_between_chunks_are_as_uncertain_as_those_between_tokens() -> None:
+    gaps = Block(n=900, p50=5.0, p99=9.0)
+    ruler = Ruler(stamps="kernel", itl_error_ms={"p50": 0.1, "p99": 1.2})
+    cell = bare_cell(itl_ms=gaps, icl_ms=gaps, ruler=ruler)
+    assert untimed(cell) == {"itl.p99": 1.2, "icl.p99": 1.2}
+
+
 def reply(sent_ms: list[float], took_ms: list[float]) -> Reply:
     return Reply(
         number=0,

@@ -186,6 +186,11 @@ class Board:
             return False
         return time.monotonic_ns() - closed_ns > grace_s * 1e9
 
+    def tick(self) -> None:
+        """Time has passed: the window closes by it, also while no request begins or ends."""
+        with self._lock:
+            self._advance()
+
     def stop(self) -> None:
         self._slots[_OVER] = 1  # without the lock: a worker that was killed may hold it
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from http import HTTPStatus
 from pathlib import Path
 
 from msgspec import Struct
@@ -20,11 +21,15 @@ from llmbench.drive.running import Loop
 from llmbench.drive.spool import Spool
 from llmbench.drive.wire import WireClient
 from llmbench.measure.early import first_token_ns, heard, reply_text
+from llmbench.measure.timeline import decode
 from llmbench.parts import part_path
 from llmbench.plan.feed import Ask, Feed, Session
 from llmbench.plan.scale import Scale
 from llmbench.plan.schedule import schedule
 from llmbench.records import Call, CellFacts, Kind, Message, Target, Trace
+
+SHORT_BYTES = 4096
+"""A reply of no more bytes is looked at when it ends, which takes little time."""
 
 
 class Job(Struct, frozen=True, kw_only=True, dict=True):
@@ -101,6 +106,15 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
         """The model's answer, to be said back to it in the next turn; ``None`` where it failed."""
         text = reply_text(heard(trace), self._api.decode)
         return None if text is None else Message("assistant", text)
+
+    def failure(self, trace: Trace) -> str:
+        """The kind of failure that the transport saw, or that a short reply says itself: a server
+        that answers at once with nothing is to be told before it has filled the disk."""
+        if trace.error or trace.status != HTTPStatus.OK:
+            return trace.error or f"http-{trace.status}"
+        if self.facts.client == "openai" or len(trace.body) > SHORT_BYTES:
+            return ""  # of the SDK's chunks the bytes are made when the cell is over
+        return decode(trace, self._api.decode).failure
 
     def first_token_s(self, trace: Trace) -> float | None:
         """When the first token came; ``None`` where none did."""

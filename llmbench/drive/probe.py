@@ -194,12 +194,13 @@ class Probe:
         return f"the server answered {status}: {said}{hint}"
 
     def _unmeasurable(self, words: str) -> Unmeasurable:
-        return Unmeasurable(f"{self._target.name}: {words}")
+        told = self._endpoint.redacted(words.encode()).decode()  # a server may repeat the key
+        return Unmeasurable(f"{self._target.name}: {told}")
 
     def _unreachable(self, problem: Exception) -> Unmeasurable:
-        return unreachable(
-            self._target, self._endpoint, *failure(self._endpoint, problem, replying=False)
-        )
+        kind, detail = failure(self._endpoint, problem, replying=False)
+        told = self._endpoint.redacted(detail.encode()).decode()
+        return unreachable(self._target, self._endpoint, kind, told)
 
 
 def unreachable(target: Target, endpoint: Endpoint, kind: str, detail: str) -> Unmeasurable:

@@ -43,6 +43,9 @@ class Script(Protocol):
     def reply(self, trace: Trace) -> Message | None:
         """The model's answer, to be said back to it in the next turn; ``None`` where it failed."""
 
+    def failure(self, trace: Trace) -> str:
+        """The kind of failure, as far as it can be told at once; empty for a good reply."""
+
     def first_token_s(self, trace: Trace) -> float | None:
         """When the first token came; ``None`` where none did."""
 
@@ -86,6 +89,7 @@ class Loop:
             try:
                 while not self.board.over:
                     await asyncio.sleep(LOOK_S)
+                    self.board.tick()
                     if self.board.grace_is_over():
                         self.board.stop()
                 fared = health.report()
@@ -139,21 +143,21 @@ class Loop:
             trace, session=call.session, turn=call.turn, due_ns=due_ns, queued_ns=queued_ns
         )
         placed = self._spool.append(placed)
-        failed = bool(trace.error) or trace.status != 200
+        failure = self._script.failure(trace)
+        failed = bool(failure)
         if not self.board.over:
             watched = self.board.is_watching
             first_token_s = self._script.first_token_s(trace) if watched else None
             took_ns, brought = trace.end_ns, len(trace.body)
             hopeless = self.board.ended(call.phase, failed, first_token_s, took_ns, brought)
             if hopeless:
-                self.interrupt(f"stopped {hopeless} ({last_words(placed)})")
+                self.interrupt(f"stopped {hopeless} ({last_words(placed, failure)})")
         return failed
 
 
-def last_words(last: Trace) -> str:
+def last_words(last: Trace, failure: str) -> str:
     """How the last request of a hopeless cell failed."""
-    kind = last.error or f"http-{last.status}"
-    return f"{kind}: {last.detail}" if last.detail else kind
+    return f"{failure}: {last.detail}" if last.detail else failure
 
 
 async def watch_clock(clock: Clock) -> None:

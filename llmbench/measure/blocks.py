@@ -98,7 +98,8 @@ def _alike(ordered: Reals, p: float) -> bool:
     alike, and they are as many as it takes to see one beyond the quantile."""
     if len(ordered) < max(stats.fewest(0.5), math.floor(1 / min(p, 1 - p) + 1e-9)):
         return False
-    return bool(ordered[-1] - ordered[0] <= ALIKE * stats.quantile(ordered, 0.5))
+    middle = stats.quantile(ordered, 0.5)
+    return math.isfinite(middle) and bool(ordered[-1] - ordered[0] <= ALIKE * middle)
 
 
 def census(values: Floats) -> Block:

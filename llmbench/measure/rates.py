@@ -53,8 +53,9 @@ def add_rates(cell: Cell, requests: Requests, window: Window, *, open_loop: bool
     inside_ns = np.minimum(requests.end_ns, stop_ns) - np.maximum(requests.sent_ns, start_ns)
     inside_s = np.maximum(inside_ns, 0) / 1e9
     share = inside_s[good] / np.maximum(residence_s[good], 1e-9)
-    # Those that were cut off when the cell was over stay as long as the others.
-    cut = inside_s[requests.cancelled] / residence_s[measured].mean()
+    # Those that were cut off when the cell was over stay as long as the others, or longer.
+    stay_s = np.maximum(residence_s[requests.cancelled], residence_s[measured].mean())
+    cut = inside_s[requests.cancelled] / stay_s
     ended = good & (start_ns <= requests.end_ns) & (requests.end_ns <= stop_ns)
     arrived = _arrived(requests, window)
     whole = arrived / np.maximum(requests.events, 1)

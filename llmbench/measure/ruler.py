@@ -120,6 +120,7 @@ def timed(cell: Cell) -> Iterator[tuple[str, float, float]]:
     for metric, block, errors_ms in (
         ("ttft", cell.ttft_ms, cell.ruler.ttft_error_ms),
         ("itl", cell.itl_ms, cell.ruler.itl_error_ms),
+        ("icl", cell.icl_ms, cell.ruler.itl_error_ms),  # the bounds are those of chunks
     ):
         for p, error_ms in (errors_ms or {}).items():
             value = block.estimate(p) if block is not None else None

@@ -1,6 +1,7 @@
 """Whether a cell's numbers can be stood behind, and why not, in plain words."""
 
 import math
+from collections.abc import Iterable
 
 from llmbench.measure.ruler import timed, untimed
 from llmbench.records import Cell, CellFacts, Health, Range
@@ -25,9 +26,8 @@ FEWEST_FOR_P99 = 300
 more, is not the load that was asked for: by the p99 of the lag, or where that is one hiccup or two,
 by its p95."""
 
-BUSY_WAIT = 0.1
-"""A client that was ready to run and got no core for more than this share of the time shared the
-machine with something busier than itself."""
+SATURATED = 0.5
+"""A client that used less of a core than this was not the one that had too much to do."""
 
 
 def judge(cell: Cell, facts: CellFacts) -> None:
@@ -64,8 +64,7 @@ def _nothing_timed(cell: Cell, facts: CellFacts) -> str:
     medians = [name for name, _, _ in timed(cell) if name.endswith(".p50")]
     if not medians or not set(medians) <= cell.untimed.keys():
         return ""
-    far_off = ", ".join(_off(name, cell.untimed[name]) for name in medians)
-    return f"{_cause(facts)}: {far_off}; {_remedy(cell, facts)}"
+    return f"{_cause(facts)}: {_off(cell, medians)}; {_remedy(cell, facts)}"
 
 
 def _held_back(cell: Cell, facts: CellFacts) -> str:
@@ -81,9 +80,14 @@ def _held_back(cell: Cell, facts: CellFacts) -> str:
     )
 
 
-def _off(name: str, error_ms: float) -> str:
-    metric, _, statistic = name.partition(".")
-    return f"{metric.upper()} {statistic} can be off by {error_ms:.2g} ms"
+def _off(cell: Cell, names: Iterable[str]) -> str:
+    """How far off figures can be; ICL is told where there is no ITL, whose gaps are the same."""
+    told = []
+    for name in names:
+        metric, _, statistic = name.partition(".")
+        if metric != "icl" or cell.itl_ms is None:
+            told.append(f"{metric.upper()} {statistic} can be off by {cell.untimed[name]:.2g} ms")
+    return ", ".join(told)
 
 
 def _cause(facts: CellFacts) -> str:
@@ -93,7 +97,9 @@ def _cause(facts: CellFacts) -> str:
 
 def _is_busy(facts: CellFacts) -> bool:
     health = facts.health
-    return health is not None and health.cpu_wait_share > max(BUSY_WAIT, health.cpu_share)
+    if health is None:
+        return False
+    return health.cpu_share < SATURATED or health.cpu_wait_share > health.cpu_share
 
 
 def _remedy(cell: Cell, facts: CellFacts) -> str:
@@ -194,8 +200,7 @@ def _untimed_notes(cell: Cell, facts: CellFacts) -> list[str]:
     """Which single figures are not shown, and why not, where the others can be stood behind."""
     if not cell.untimed or cell.verdict == "invalid":
         return []
-    told = ", ".join(_off(name, error_ms) for name, error_ms in cell.untimed.items())
-    return [f"{_cause(facts)}: {told}; {_remedy(cell, facts)}"]
+    return [f"{_cause(facts)}: {_off(cell, cell.untimed)}; {_remedy(cell, facts)}"]
 
 
 def _cache_notes(cell: Cell, facts: CellFacts) -> list[str]:

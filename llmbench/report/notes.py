@@ -30,33 +30,41 @@ from llmbench.report.targets import target_lines
 ROOM = 98
 """Characters of a line that is cut short; two more say so."""
 
+FEWEST_NOTES = 3
+"""So many notes have a line at least, whatever the legend would need."""
+
 MOST_LINES = 8
 """Below a table stand no more lines than these, unless all are asked for."""
 
 
 class Notes(NamedTuple):
-    """What stands below a table: first ``lines``, the most pressing first, then the ``legend``."""
+    """What stands below a table: first ``lines``, the most pressing first, then the ``legend``,
+    what is needed most first."""
 
     lines: list[str]
     legend: list[str]
 
     def shown(self, wrap: Callable[[str], str], most: int | None) -> list[str]:
         """As many lines as ``most`` have room for when they are wrapped; all where it is ``None``.
-        The last line says how many more there are; the first is cut short rather than left out."""
-        whole = [wrap(line) for line in (*self.lines, *self.legend)]
-        if most is None or sum(map(_height, whole)) <= most:
-            return whole
-        kept, legend = whole[: len(self.lines)], whole[len(self.lines) :]
-        left = max(most - sum(map(_height, legend)) - 1, 1)
-        shown: list[str] = []
-        for text in kept:
-            if _height(text) > left and shown:
-                break
-            shown.append(text if _height(text) <= left else _cut(text, left))
-            left -= _height(text)
-        missing = len(kept) - len(shown)
-        more = f"{missing} more {'line' if missing == 1 else 'lines'}" if missing else "the rest"
-        return [*shown, f"{more}: --why", *legend]
+
+        As many notes as there is room for have a line each, the first of them more where that is
+        left; the last line says how many more there are.
+        """
+        lines, legend = ([wrap(line) for line in each] for each in self)
+        if most is None or sum(map(_height, (*lines, *legend))) <= most:
+            return [*lines, *legend]
+        room = most - min(len(lines), FEWEST_NOTES) - 1
+        while sum(map(_height, legend)) > room:
+            legend.pop()
+        left = most - sum(map(_height, legend)) - 1
+        shown = lines[:left]
+        left -= len(shown)
+        for number, text in enumerate(shown):
+            more = min(left, _height(text) - 1)
+            shown[number], left = _cut(text, 1 + more), left - more
+        missing = len(lines) - len(shown)
+        more_lines = f"{missing} more {'line' if missing == 1 else 'lines'}"
+        return [*shown, f"{more_lines if missing else 'the rest'}: --why", *legend]
 
 
 def _height(text: str) -> int:
@@ -64,7 +72,9 @@ def _height(text: str) -> int:
 
 
 def _cut(text: str, lines: int) -> str:
-    """The first ``lines`` of ``text``, with a sign that there is more."""
+    """The first ``lines`` of ``text``, with a sign where there is more."""
+    if _height(text) <= lines:
+        return text
     *first, last = text.split("\n")[:lines]
     return "\n".join((*first, f"{last[:ROOM]} …"))
 
@@ -179,8 +189,19 @@ def _goodput(cell: Cell) -> Iterable[str]:
     yield f"goodput: {told}"
 
 
+def _whole(cell: Cell) -> Iterable[str]:
+    """Why a cell is not shown."""
+    return _reasons(cell) if cell.verdict == "invalid" else ()
+
+
+def _in_part(cell: Cell) -> Iterable[str]:
+    """Why a cell has less than was asked for."""
+    return _reasons(cell) if cell.verdict != "invalid" else ()
+
+
 _KINDS: tuple[Callable[[Cell], Iterable[str]], ...] = (
-    _reasons,
+    _whole,
+    _in_part,
     _failures,
     _objectives,
     _goodput,
@@ -266,10 +287,10 @@ def _legend(
         told.append(">: longer than was seen")
     if CHUNKS in marks:
         told.append("~: gaps between chunks (ICL), where ITL is not known")
-    if told := [*told, *comparing]:
-        lines.append("; ".join(told))
     if UNSURE in marks:
         lines.append("?: too few independent requests for a 95% interval (--why: how many more)")
+    if told := [*told, *comparing]:
+        lines.append("; ".join(told))
     return lines
 
 

@@ -125,7 +125,10 @@ def _summary(sweep: Sweep, cells: list[CellFacts], found: Survey | None) -> list
     sent = "by time" if by_time else f"{requests:,} requests with warm-up"
     lines = [f"{_counted(cells)}, {sent}, about {duration(total_s(sweep, cells, found))}"]
     if budgets_s:
-        spans = " or ".join(f"{each:g} s" for each in sorted(filter(None, budgets_s)))
+        spans = " or ".join(
+            f"{each:g} s ({2 * each:g} s of slow replies)"
+            for each in sorted(filter(None, budgets_s))
+        )
         lines.append(
             f"a cell ends after {spans}, or sooner, when TTFT p50 and tok/s are known to within "
             f"±{ENOUGH:.0%}; --requests, --duration or --until say otherwise"
