@@ -31,18 +31,19 @@ ROOM = 98
 """Characters of a line that is cut short; two more say so."""
 
 FEWEST_NOTES = 3
-"""So many notes have a line at least, whatever the legend would need."""
+"""So many pressing notes have a line at least, whatever the legend would need."""
 
 MOST_LINES = 8
 """Below a table stand no more lines than these, unless all are asked for."""
 
 
 class Notes(NamedTuple):
-    """What stands below a table: first ``lines``, the most pressing first, then the ``legend``,
-    what is needed most first."""
+    """What stands below a table: first ``lines``, then the ``legend``, what is needed most first.
+    So many of the lines are ``pressing``."""
 
     lines: list[str]
     legend: list[str]
+    pressing: int = 0
 
     def shown(self, wrap: Callable[[str], str], most: int | None) -> list[str]:
         """As many lines as ``most`` have room for when they are wrapped; all where it is ``None``.
@@ -50,10 +51,10 @@ class Notes(NamedTuple):
         As many notes as there is room for have a line each, the first of them more where that is
         left; the last line says how many more there are.
         """
-        lines, legend = ([wrap(line) for line in each] for each in self)
+        lines, legend = ([wrap(line) for line in each] for each in (self.lines, self.legend))
         if most is None or sum(map(_height, (*lines, *legend))) <= most:
             return [*lines, *legend]
-        room = most - min(len(lines), FEWEST_NOTES) - 1
+        room = most - max(min(self.pressing, FEWEST_NOTES), 1) - 1
         while sum(map(_height, legend)) > room:
             legend.pop()
         left = most - sum(map(_height, legend)) - 1
@@ -92,18 +93,24 @@ def notes(
     ``mark`` is what the best of each group has, if any has one; ``left_out`` the columns that the
     table has no room for, and ``marks`` those of its figures.
     """
+    pressing, others = (
+        merged(
+            [(line, cell) for of_kind in kinds for cell in cells for line in of_kind(cell)], cells
+        )
+        for kinds in (_PRESSING, _OTHERS)
+    )
     lines = [
-        *merged(
-            [(line, cell) for of_kind in _KINDS for cell in cells for line in of_kind(cell)], cells
-        ),
+        *pressing,
+        *others,
         *(f"client tax, {places([tax.cell], cells)}: {tax.added}" for tax in client_taxes(cells)),
         *_http_taxes(cells),
         *length_warnings(cells),
         *target_lines(cells),
     ]
-    if others := [name for name in left_out if name != "failed"]:
-        lines.append(f"no room for {', '.join(others)}: the JSON has them")
-    return Notes(lines, _legend(cells, left_out, marks, _comparing(cells, mark, baseline)))
+    if missing := [name for name in left_out if name != "failed"]:
+        lines.append(f"no room for {', '.join(missing)}: the JSON has them")
+    legend = _legend(cells, left_out, marks, _comparing(cells, mark, baseline))
+    return Notes(lines, legend, len(pressing))
 
 
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?")
@@ -199,15 +206,9 @@ def _in_part(cell: Cell) -> Iterable[str]:
     return _reasons(cell) if cell.verdict != "invalid" else ()
 
 
-_KINDS: tuple[Callable[[Cell], Iterable[str]], ...] = (
-    _whole,
-    _in_part,
-    _failures,
-    _objectives,
-    _goodput,
-    lambda cell: cell.notes,
-    _alike,
-)
+Kind = Callable[[Cell], Iterable[str]]
+_PRESSING: tuple[Kind, ...] = (_whole, _in_part, _failures, _objectives)
+_OTHERS: tuple[Kind, ...] = (_goodput, lambda cell: cell.notes, _alike)
 """What may be said of a cell, the most pressing first."""
 
 
