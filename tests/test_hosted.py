@@ -320,7 +320,7 @@ def test_a_sweep_of_llama_cpp_in_process(
     flags = ["--batch-size", 2] if batched else ["--concurrency", 2, "--agreement"]
     done = run_llmbench(
         *("sweep", "--target", "llamacpp:?threads=1", "--requests", 6, "--output-tokens", 4),
-        *("--no-calibrate", "--out", run_dir, "--format", "json", *flags),
+        *("--prompt-tokens", 64, "--no-calibrate", "--out", run_dir, "--format", "json", *flags),
     )
     assert done.code == 0, done.err
     (row,) = done.cells

@@ -30,8 +30,8 @@ from llmbench.report.targets import target_lines
 ROOM = 98
 """Characters of a line that is cut short; two more say so."""
 
-FEWEST_NOTES = 3
-"""So many pressing notes have a line at least, whatever the legend would need."""
+MOST_PRESSING = 4
+"""So many lines pressing notes may take from the legend."""
 
 MOST_LINES = 8
 """Below a table stand no more lines than these, unless all are asked for."""
@@ -48,24 +48,29 @@ class Notes(NamedTuple):
     def shown(self, wrap: Callable[[str], str], most: int | None) -> list[str]:
         """As many lines as ``most`` have room for when they are wrapped; all where it is ``None``.
 
-        As many notes as there is room for have a line each, the first of them more where that is
-        left; the last line says how many more there are.
+        Pressing notes come before the legend and are cut short rather than left out; of the others
+        there are those that fit. The last line says how many more there are.
         """
         lines, legend = ([wrap(line) for line in each] for each in (self.lines, self.legend))
         if most is None or sum(map(_height, (*lines, *legend))) <= most:
             return [*lines, *legend]
-        room = most - max(min(self.pressing, FEWEST_NOTES), 1) - 1
-        while sum(map(_height, legend)) > room:
+        pressing, others = lines[: self.pressing], lines[self.pressing :]
+        needed = min(max(sum(map(_height, pressing)), 1), MOST_PRESSING)
+        while sum(map(_height, legend)) > most - needed - 1:
             legend.pop()
         left = most - sum(map(_height, legend)) - 1
-        shown = lines[:left]
-        left -= len(shown)
-        for number, text in enumerate(shown):
-            more = min(left, _height(text) - 1)
-            shown[number], left = _cut(text, 1 + more), left - more
+        shown: list[str] = []
+        for number, text in enumerate(pressing[:left], start=1):
+            waiting = min(len(pressing) - number, left - 1)
+            shown.append(_cut(text, left - waiting))
+            left -= _height(shown[-1])
+        for text in others:
+            if _height(text) <= left:
+                shown.append(text)
+                left -= _height(text)
         missing = len(lines) - len(shown)
-        more_lines = f"{missing} more {'line' if missing == 1 else 'lines'}"
-        return [*shown, f"{more_lines if missing else 'the rest'}: --why", *legend]
+        more = f"{missing} more {'line' if missing == 1 else 'lines'}" if missing else "the rest"
+        return [*shown, f"{more}: --why", *legend]
 
 
 def _height(text: str) -> int:
