@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import PurePath
 from typing import NamedTuple
 
 from llmbench.measure.blocks import ALIKE
@@ -305,7 +306,7 @@ def _conditions(cells: Sequence[Cell]) -> str:
     at_once = "; ".join(dict.fromkeys(map(_loop, cells)))
     lengths = f"asked for {_asked_tokens(cells)} tokens"
     if files := sorted({cell.dataset for cell in cells if cell.dataset}):
-        lengths = f"requests from {', '.join(files)}"
+        lengths = f"requests from {', '.join(PurePath(file).name for file in files)}"
     if (prompt := constant_prompt(cells)) is not None:
         lengths = f"prompts of {prompt} tokens, {lengths}"
     stamps = sorted({cell.ruler.stamps for cell in cells if cell.ruler.stamps})
