@@ -83,10 +83,12 @@ def one_run(hogs: int, streams: int) -> tuple[list[str], float]:
         with tempfile.TemporaryDirectory() as folder, TruthServer(SCRIPT) as server:
             cell, directory = sweep(server.url, streams, Path(folder))
             log = {reply.request_id: reply for reply in server.log()}
+            measured = [trace for trace in directory.traces() if trace.phase == "measured"]
+            measured.sort(key=lambda trace: trace.sent_ns)
             replies = [
                 log[trace.request_id]
-                for trace in directory.traces()
-                if trace.phase == "measured" and trace.request_id in log and not trace.error
+                for trace in measured[cell.warmup_removed :]
+                if trace.request_id in log and not trace.error
             ]
     finally:
         for hog in running:

@@ -724,7 +724,7 @@ def test_whose_doing_it_was(cpu: float, waited: float, cause: str) -> None:
     assert cell.reasons[0].startswith(cause)
 
 
-@pytest.mark.parametrize(("lag_ms", "error_ms"), [(1.9, 0), (4, 15)])
+@pytest.mark.parametrize(("lag_ms", "error_ms"), [(1.2, 0), (4, 15)])
 def test_events_that_shared_a_read(lag_ms: float, error_ms: float) -> None:
     """A client that reads late has made them share it; one that was prompt has not."""
     shared = steady(80, 60, 60, 100, lag_ms=lag_ms, slack_ms=15)
