@@ -414,6 +414,13 @@ def test_the_most_pressing_line_is_shown_however_long_it_is() -> None:
     assert max(map(len, told)) <= 100
 
 
+def test_why_a_figure_is_not_shown_comes_before_other_remarks() -> None:
+    busy = "machine busy: ITL p99 can be off by 17 ms; this process waited"
+    odd = cell(notes=["odd", busy], untimed={"itl.p99": 17.0})
+    assert notes([odd]).lines == [f"h:8000 at 8: {busy}", "h:8000 at 8: odd"]
+    assert notes([odd]).pressing == 1
+
+
 def test_reasons_have_lines_whatever_the_legend_would_need() -> None:
     """INVALID before PARTIAL, and a line each before a second one for any; of the legend what is
     needed most stays."""

@@ -26,6 +26,8 @@ FEWEST_FOR_P99 = 300
 more, is not the load that was asked for: by the p99 of the lag, or where that is one hiccup or two,
 by its p95."""
 
+OVERLOADED, BUSY = "client saturated", "machine busy"
+
 SATURATED = 0.5
 """A client that used less of a core than this was not the one that had too much to do."""
 
@@ -92,7 +94,7 @@ def _off(cell: Cell, names: Iterable[str]) -> str:
 
 def _cause(facts: CellFacts) -> str:
     """Whose doing it is that the client was late: its own, or that of others on its machine."""
-    return "machine busy" if _is_busy(facts) else "client saturated"
+    return BUSY if _is_busy(facts) else OVERLOADED
 
 
 def _is_busy(facts: CellFacts) -> bool:

@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import NamedTuple
 
 from llmbench.measure.blocks import ALIKE
+from llmbench.measure.verdict import BUSY, OVERLOADED
 from llmbench.records import Block, Cell
 from llmbench.report.columns import (
     ABOVE,
@@ -202,6 +203,16 @@ def _goodput(cell: Cell) -> Iterable[str]:
     yield f"goodput: {told}"
 
 
+def _untimed(cell: Cell) -> Iterable[str]:
+    """Why single figures are not shown."""
+    return [note for note in cell.notes if note.startswith((OVERLOADED, BUSY))]
+
+
+def _remarks(cell: Cell) -> Iterable[str]:
+    """What else its reader should know."""
+    return [note for note in cell.notes if not note.startswith((OVERLOADED, BUSY))]
+
+
 def _whole(cell: Cell) -> Iterable[str]:
     """Why a cell is not shown."""
     return _reasons(cell) if cell.verdict == "invalid" else ()
@@ -213,8 +224,8 @@ def _in_part(cell: Cell) -> Iterable[str]:
 
 
 Kind = Callable[[Cell], Iterable[str]]
-_PRESSING: tuple[Kind, ...] = (_whole, _in_part, _failures, _objectives)
-_OTHERS: tuple[Kind, ...] = (_goodput, lambda cell: cell.notes, _alike)
+_PRESSING: tuple[Kind, ...] = (_whole, _in_part, _failures, _untimed, _objectives)
+_OTHERS: tuple[Kind, ...] = (_goodput, _remarks, _alike)
 """What may be said of a cell, the most pressing first."""
 
 
