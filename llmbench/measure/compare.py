@@ -323,11 +323,22 @@ def _rate(name: str, side: Side, by_run: bool, rng: np.random.Generator) -> Draw
     )
     replicates = value * (np.concatenate(list(parts)) / known) ** math.sqrt(times)
     low, high = np.quantile(replicates, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
-    in_flight = np.average([cell.in_flight or 0.0 for cell in side.cells], weights=windows)
-    edges = abs(float(in_flight * known / value) - 1) if value else 0.0  # see add_rate_intervals
+    edges = _edges(side.cells, windows, float(known), value)
     bounds = float(low) * (1 - edges), float(high) * (1 + edges)
     estimate = Estimate(value=value, ci95=bounds, n=n, worth=worth, runs=len(stays))
     return Drawn(estimate, replicates, edges)
+
+
+def _edges(cells: Sequence[Cell], windows: Sequence[float], known: float, value: float) -> float:
+    """By what share of itself a rate can be off for how windows begin and end (see
+    ``rates.add_rate_intervals``)."""
+    in_flight = [cell.in_flight for cell in cells]
+    if None in in_flight or not value:
+        return 0.0
+    return abs(
+        float(np.average(np.array(in_flight, dtype=np.float64), weights=windows)) * known / value
+        - 1
+    )
 
 
 def _unit(side: Side) -> int:
