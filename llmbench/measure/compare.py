@@ -187,11 +187,11 @@ def _bounds(metric: str, base: Side, other: Side) -> tuple[Interval, Interval] |
     """What a percentile is at least and at most on either side, each by itself in 97.5% of runs;
     ``None`` of what is no percentile of requests, or was not measured."""
     name, _, p = metric.partition(".")
-    if p not in QUANTILES or any(
-        "invalid" in (each.verdict for each in side.cells) for side in (base, other)
-    ):
+    if p not in QUANTILES:
         return None
     try:
+        _check("the baseline", base)
+        _check("the other run", other)
         base_bounds, other_bounds = (_bounds_of(name, p, side) for side in (base, other))
     except NotCompared:
         return None
@@ -200,24 +200,24 @@ def _bounds(metric: str, base: Side, other: Side) -> tuple[Interval, Interval] |
 
 def _bounds_of(name: str, p: str, side: Side) -> Interval:
     runs = [_latencies(name, p, cell, its) for cell, its in side.measured()]
-    values, worth = _pooled(runs, QUANTILES[p], _unit(side))
-    low, high = stats.bounds(np.sort(values), QUANTILES[p], worth)
+    _, ordered, worth = _pooled(runs, QUANTILES[p], _unit(side))
+    low, high = stats.bounds(ordered, QUANTILES[p], worth)
     cut = min(each.cut for each in runs)
     if high is not None and high >= cut:
         high = None
-    off = max((cell.ruler.ttft_error_ms or {}).get(p, 0.0) for cell in side.cells)
-    off = off if name == "ttft" else 0.0
+    off = _ruler_ms(name, p, side)
     least = 0.0 if low is None else max(min(low, cut) - off, 0.0)
     return least, math.inf if high is None else high + off
 
 
-def _pooled(runs: "Sequence[Latencies]", share: float, unit: int) -> tuple[Floats, float]:
-    """The values of all ``runs``, and how many independent ones they are worth at a quantile."""
+def _pooled(runs: "Sequence[Latencies]", share: float, unit: int) -> tuple[Floats, Floats, float]:
+    """The values of all ``runs``, as they are and in order, and how many independent ones they are
+    worth at a quantile."""
     values = np.concatenate([each.values for each in runs])
-    value = stats.quantile(np.sort(values), share) if len(values) else math.nan
-    return values, sum(
-        Dependence(each.values, unit).worth(value) for each in runs if len(each.values)
-    )
+    ordered = np.sort(values)
+    value = stats.quantile(ordered, share) if len(ordered) else math.nan
+    worth = sum(Dependence(each.values, unit).worth(value) for each in runs if len(each.values))
+    return values, ordered, worth
 
 
 # ── the figures of one side ──────────────────────────────────────────────────────────────────────
@@ -270,8 +270,7 @@ def _quantile(
     p: str, runs: Sequence[Latencies], unit: int, by_run: bool, rng: np.random.Generator
 ) -> Drawn:
     share = QUANTILES[p]
-    values, worth = _pooled(runs, share, unit)
-    ordered = np.sort(values)
+    values, ordered, worth = _pooled(runs, share, unit)
     value = stats.quantile(ordered, share) if len(ordered) else math.nan
     if int(worth) < stats.fewest(share):
         fewest = stats.fewest(share)
@@ -335,10 +334,8 @@ def _edges(cells: Sequence[Cell], windows: Sequence[float], known: float, value:
     in_flight = [cell.in_flight for cell in cells]
     if None in in_flight or not value:
         return 0.0
-    return abs(
-        float(np.average(np.array(in_flight, dtype=np.float64), weights=windows)) * known / value
-        - 1
-    )
+    mean = float(np.average(np.array(in_flight, dtype=np.float64), weights=windows))
+    return abs(mean * known / value - 1)
 
 
 def _unit(side: Side) -> int:
@@ -404,10 +401,17 @@ def _exp(value: float) -> float:
 def _ruler_share(metric: str, side: Side, value: float) -> float:
     """By what share of TTFT the ruler can be off on one ``side``; other figures have no bound."""
     name, _, p = metric.partition(".")
-    if name != "ttft" or not math.isfinite(value):
+    if not math.isfinite(value):
         return 0.0
-    errors = [(cell.ruler.ttft_error_ms or {}).get(p, 0.0) for cell in side.cells]
-    return min(max(errors) / value, 1.0)
+    off_ms = _ruler_ms(name, p, side)
+    return min(off_ms / value, 1.0) if off_ms else 0.0
+
+
+def _ruler_ms(name: str, p: str, side: Side) -> float:
+    """How far off quantile ``p`` can be on one ``side``: of TTFT alone that is known."""
+    if name != "ttft":
+        return 0.0
+    return max((cell.ruler.ttft_error_ms or {}).get(p, 0.0) for cell in side.cells)
 
 
 def _p_value(ratio: float, ci95: Interval) -> float:
