@@ -202,11 +202,15 @@ async def test_no_warm_up_measures_from_the_first(truth: Truth, tmp_path: Path) 
     server = truth(ttft_ms=150)
     async with cell(server.url, tmp_path, concurrency=3, requests=7, warmup=0) as ran:
         await run(ran)
-        assert len(ran.of("measured")) == 7
+        measured, cool = ran.of("measured"), ran.of("cooldown")
+        assert len(measured) == 7
         assert ran.of("warmup") == []
     log = server.log()
     assert peak(served(log)) == 3
-    assert len(log) <= 7 + 2
+    # The load is kept up until the last measured reply is in, and no longer.
+    last_ns = max(trace.sent_ns + trace.end_ns for trace in measured)
+    assert all(trace.sent_ns <= last_ns for trace in cool)
+    assert len(log) == len(measured) + len(cool)
 
 
 async def test_a_duration_is_a_window_in_which_requests_begin(truth: Truth, tmp_path: Path) -> None:
