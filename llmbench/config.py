@@ -18,6 +18,7 @@ from llmbench.measure.slo import limits_ms, read_slo
 from llmbench.plan.arrivals import Rate, read_arrivals, read_rate
 from llmbench.plan.lengths import Length, read_length, read_lengths, read_seconds
 from llmbench.plan.prompts import DEFAULT_TEXT
+from llmbench.plan.segments import MOST as MOST_SEGMENTS
 from llmbench.plan.until import LOOKS
 from llmbench.records import Content, Load, Target
 from llmbench.targets import IN_PROCESS, Defaults, TargetTable, read_targets
@@ -65,6 +66,7 @@ CHOICES = {
     "cache": ("cold", "warm"),
     "api": ("chat", "completions"),
     "format": ("table", "markdown", "csv", "json"),
+    "start": ("spread", "together"),
 }
 
 EXCLUSIVE = (
@@ -107,6 +109,8 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     speed: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     max_concurrency: Count | None = None
     grace: Seconds | None = None
+    start: Literal["spread", "together"] = "spread"
+    segments: Annotated[int, Meta(ge=0, le=1000)] | None = None
     dataset: str = ""
     dataset_format: str = ""
     dataset_columns: dict[str, str] = {}
@@ -220,7 +224,17 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 requests=self._requests(at_once),
                 warmup=self._warmup(at_once),
                 batch_size=at_once if self.batch_size else None,
+                start=self.start,
+                segments=self._segments,
             )
+
+    @property
+    def _segments(self) -> int:
+        """How many segments a closed loop's window has at most. Batches, conversations, and streams
+        that are to march in step have none."""
+        if self.batch_size or self.turns > 1 or self.start == "together":
+            return 0
+        return MOST_SEGMENTS if self.segments is None else self.segments
 
     @property
     def _grace_s(self) -> float | None:

@@ -355,6 +355,18 @@ def _stop_flags(flag: Flag) -> None:
         metavar="N",
     )
     flag(
+        "--start",
+        "how the streams of a closed loop begin: spread over time, and set off anew at random\n"
+        "before each segment of the window, or together, which keeps them in step",
+        choices=("spread", "together"),
+    )
+    flag(
+        "--segments",
+        "how often they are set off anew at most (default: 32, as far as there is time)",
+        type=whole,
+        metavar="N",
+    )
+    flag(
         "--grace",
         "seconds to wait for the last replies (default: 30 with a rate)",
         type=number,

@@ -177,6 +177,10 @@ class Load(Struct, frozen=True, kw_only=True):
     is a precision that ends the window, and ``max_failures`` what ends the cell. With a
     ``budget_s`` nobody said how much to measure: the window, with the replies that are waited for,
     is about that long, or as long as it takes for figures that are good enough.
+
+    The streams of a closed loop ``start`` spread over time, or ``together``. Its window is cut into
+    at most so many ``segments`` (see ``plan/segments``), before each of which every stream is set
+    off anew at a random moment; where that is 0 they never are.
     """
 
     concurrency: int
@@ -193,6 +197,8 @@ class Load(Struct, frozen=True, kw_only=True):
     until: str = ""
     max_failures: str = ""
     budget_s: float | None = None
+    start: Literal["spread", "together"] = "spread"
+    segments: int = 0
     content: Content = Content()
 
 
@@ -301,6 +307,7 @@ class Call(Struct, frozen=True):
     turn: int = 0
     due_ns: int | None = None
     cut_after_s: float | None = None
+    segment: int = 0
 
 
 class Connect(Struct, frozen=True, omit_defaults=True):
@@ -348,11 +355,11 @@ class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     that sent the request took: it left then (0 where unknown). ``due_ns`` is when an open loop
     had it due, from the run's zero like ``sent_ns``, and ``queued_ns`` for how long after that it
     waited because as many as may be were in flight. ``session`` and ``turn`` (from 0) place it in
-    its conversation. ``cut_ns`` is when the user cut the reply off, from ``sent_ns``, and
-    ``stop_ns`` how long the server went on sending after that (``None`` if longer than the client
-    had patience for): what came then was for nobody. ``error`` is the kind of failure that the
-    transport saw (``reset``, ``timeout``, …) and ``detail`` its words; what the reply itself says
-    is decoded later.
+    its conversation, and ``segment`` in its cell's window. ``cut_ns`` is when the user cut the
+    reply off, from ``sent_ns``, and ``stop_ns`` how long the server went on sending after that
+    (``None`` if longer than the client had patience for): what came then was for nobody. ``error``
+    is the kind of failure that the transport saw (``reset``, ``timeout``, …) and ``detail`` its
+    words; what the reply itself says is decoded later.
     """
 
     cell: int
@@ -367,6 +374,7 @@ class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     queued_ns: int = 0
     cut_ns: int | None = None
     stop_ns: int | None = None
+    segment: int = 0
     request_id: str = ""
     send_ns: int = 0
     status: int = 0
@@ -486,6 +494,7 @@ class RequestMetrics(Struct, frozen=True, kw_only=True):
     session: int = 0
     turn: int = 0
     run: int = 0
+    segment: int = 0
     sent_ns: int
     end_ns: int
     send_ns: int = 0
@@ -618,6 +627,15 @@ class Ruler(Struct, kw_only=True):
     coalesced_share: float | None = None
     end_lag_ms: float | None = None
     calibrated: bool = False
+
+
+class Segment(Struct, frozen=True, kw_only=True):
+    """One segment of a closed loop's window: how long it was open, and how many output tokens and
+    requests came in it (a request at its edge counts by the part that lies inside)."""
+
+    seconds: float
+    tokens: float
+    requests: float
 
 
 class Range(Struct, frozen=True):
@@ -781,6 +799,7 @@ class Cell(Struct, kw_only=True):
     requests_per_s_ci95: tuple[float, float] | None = None
     chars_per_s: float | None = None
     window_s: float | None = None
+    segments: list[Segment] | None = None
     in_flight: float | None = None
     ttft_drift: float | None = None
     measured_prompt_tokens: Range | None = None

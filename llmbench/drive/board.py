@@ -2,7 +2,9 @@
 
 A closed loop warms up until enough requests have ended and every stream is under way; an open loop
 until enough have been sent. Then the window opens and requests are measured, until as many have
-been sent as were asked for, or the time is up, or the figures are certain enough. A cell that has
+been sent as were asked for, or the time is up, or the figures are certain enough. A closed loop's
+window may have several segments: when the last measured request of one has ended, every stream
+waits for a random time, and when all are back the next one opens. A cell that has
 a budget of time closes its window so early that the replies which it then waits for are within it,
 but not before each stream had two requests, if twice the budget will do for these. From then on
 requests only keep the load up; the cell is over when the last measured one has ended, or when that
@@ -10,6 +12,7 @@ takes longer than the cell's grace.
 """
 
 import math
+import random
 import time
 from array import array
 from collections.abc import MutableSequence
@@ -18,6 +21,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from llmbench.plan import segments
 from llmbench.plan.until import FEWEST_A_STREAM, LOOKS, Enough, Seen, Until, read_until
 from llmbench.records import Load, Phase
 
@@ -26,6 +30,12 @@ FEWEST_FOR_A_SHARE = 20
 MOST_SAMPLES = 1_000_000
 BUDGET_SAMPLES = 4096
 """So many requests tell whether figures are good enough, if they ever are."""
+
+_COLUMNS_OF_UNTIL, _COLUMNS_OF_ALL = 2, 4
+"""Of the figures that ``plan/until.Seen`` has of a request, what a board keeps."""
+
+_SHORTEST_S = 1e-4
+"""A reply that is said to have taken no time at all."""
 
 _PHASES: tuple[Phase, ...] = ("warmup", "measured", "cooldown")
 (
@@ -47,15 +57,22 @@ _PHASES: tuple[Phase, ...] = ("warmup", "measured", "cooldown")
     _OVER,
     _GOOD,
     _GOOD_NS,
-) = range(18)
-SLOTS = 18
+    _SEGMENT,
+    _CUTS,
+    _SIZE,
+    _BEFORE,
+    _LAST,
+) = range(23)
+SLOTS = 23
 
 
 class Ticket(Struct, frozen=True):
-    """What a request is: its index among the cell's, and its phase."""
+    """What a request is: its index among the cell's, its phase, and the segment of the window that
+    it belongs to."""
 
     index: int
     phase: Phase
+    segment: int = 0
 
 
 class Board:
@@ -77,16 +94,28 @@ class Board:
         self._enough: Enough | None = None
         if load.budget_s is not None:
             self._enough = Enough(load.budget_s, rates=not load.rate and not load.batch_size)
+        self._columns = _COLUMNS_OF_UNTIL if self._enough is None else _COLUMNS_OF_ALL
         self._slots = [0] * SLOTS if slots is None else slots
         self._samples = array("d", bytes(8 * samples_wanted(load))) if samples is None else samples
         self._lock = nullcontext() if lock is None else lock
 
     # ── a closed loop asks what to do next ───────────────────────────────────────────────────────
 
-    def start(self) -> None:
-        """One more stream is under way."""
+    @property
+    def segment(self) -> int:
+        """The segment that streams belong to now; before the window it is 0."""
+        return self._slots[_SEGMENT]
+
+    def start(self) -> int:
+        """One more stream is under way in the present segment, which is returned."""
         with self._lock:
             self._slots[_STARTED] += 1
+            return self._slots[_SEGMENT]
+
+    def pause_s(self) -> float:
+        """How long a stream is to wait before it is set off anew: any time up to that of a mean
+        reply, so that all phases of the streams to each other are equally likely."""
+        return random.uniform(0, self._mean_s)  # noqa: S311 - a moment, not a secret
 
     def begin_session(self) -> int:
         """The number of the next session."""
@@ -98,7 +127,7 @@ class Board:
         """The next request, or ``None`` when the cell is over."""
         with self._lock:
             self._advance()
-            return None if self._slots[_OVER] else self._ticket(_PHASES[self._slots[_PHASE]])
+            return None if self._slots[_OVER] else self._ticket(self.phase)
 
     # ── an open loop says what it does ───────────────────────────────────────────────────────────
 
@@ -156,9 +185,11 @@ class Board:
         latency_s: float | None = None,
         took_ns: int = 0,
         brought: int = 0,
+        segment: int = 0,
     ) -> str:
-        """A request has ended, whose first token came after ``latency_s``, and which took
-        ``took_ns`` to bring so many bytes; why that makes the cell hopeless, where it does."""
+        """A request of a ``segment`` has ended, whose first token came after ``latency_s``, and
+        which took ``took_ns`` to bring so many bytes; why that makes the cell hopeless, where it
+        does."""
         slots = self._slots
         with self._lock:
             slots[_WARM] += phase == "warmup" and not failed
@@ -167,10 +198,15 @@ class Board:
             if phase == "measured":
                 row = slots[_MEASURED]
                 if row < self._room:
-                    self._samples[row] = math.inf if failed or latency_s is None else latency_s
-                    if self._enough is not None:
-                        self._samples[self._room + row] = math.inf if failed else took_ns / 1e9
-                        self._samples[2 * self._room + row] = brought
+                    ttft_s = math.inf if failed or latency_s is None else latency_s
+                    told = (
+                        ttft_s,
+                        float(segment),
+                        math.inf if failed else took_ns / 1e9,
+                        float(brought),
+                    )
+                    for column, value in enumerate(told[: self._columns]):
+                        self._samples[column * self._room + row] = value
                 slots[_MEASURED] += 1
             slots[_FAILED] += failed
             slots[_ENDED] += 1
@@ -199,20 +235,72 @@ class Board:
         index = slots[_SENT]
         slots[_SENT] += 1
         slots[_TICKETS] += phase == "measured"
-        return Ticket(index, phase)
+        return Ticket(index, phase, slots[_SEGMENT])
 
     def _advance(self) -> None:
+        slots = self._slots
+        if not self._load.rate:
+            self._open_or_close()
+        if slots[_PHASE] != 2 or slots[_MEASURED] != slots[_TICKETS]:
+            return
+        if self._goes_on:
+            self._set_off_anew()
+        else:
+            slots[_OVER] = 1
+
+    def _open_or_close(self) -> None:
         load, slots = self._load, self._slots
-        if not load.rate:
-            under_way = slots[_STARTED] == load.concurrency or not load.warmup
-            if slots[_PHASE] == 0 and slots[_WARM] >= load.warmup and under_way:
-                slots[_PHASE] = 1
-                slots[_OPENED] = time.monotonic_ns()
-            if slots[_PHASE] == 1 and self._full():
+        under_way = slots[_STARTED] == load.concurrency or not load.warmup
+        if slots[_PHASE] == 0 and slots[_WARM] >= load.warmup and under_way:
+            if load.segments and load.warmup and not slots[_SEGMENT]:
+                self._set_off_anew()
+                return
+            slots[_PHASE] = 1
+            slots[_OPENED] = slots[_OPENED] or time.monotonic_ns()
+            slots[_BEFORE] = slots[_TICKETS]
+        if slots[_PHASE] == 1:
+            slots[_LAST] = self._full()
+            if slots[_LAST] or self._segment_is_full():
                 slots[_PHASE] = 2
                 slots[_CLOSED_NS] = time.monotonic_ns()
-        if slots[_PHASE] == 2 and slots[_MEASURED] == slots[_TICKETS]:
-            slots[_OVER] = 1
+
+    def _set_off_anew(self) -> None:
+        """The next segment begins, with a pause for each stream."""
+        slots = self._slots
+        slots[_PHASE] = slots[_STARTED] = 0
+        slots[_SEGMENT] += 1
+
+    def _segment_is_full(self) -> bool:
+        """Whether as many requests were sent in this segment as it is to have. What these are is
+        known when replies have told how long they take."""
+        load, slots = self._load, self._slots
+        if load.segments and not slots[_SIZE] and slots[_GOOD] >= load.concurrency:
+            slots[_CUTS], slots[_SIZE] = self._cut()
+        if slots[_CUTS] <= 1:
+            return False
+        return slots[_TICKETS] - slots[_BEFORE] >= slots[_SIZE]
+
+    def _cut(self) -> segments.Segments:
+        load = self._load
+        if self._until is not None:
+            size = segments.by_looks(self._until.sizes(load.requests)[0], load.concurrency)
+            return segments.Segments(load.requests // size, size)
+        whole_s = load.budget_s or load.duration_s
+        if whole_s is not None:
+            turns = whole_s / max(self._mean_s, _SHORTEST_S)
+            if self._enough is not None and turns >= 2 * segments.FEWEST_TURNS:
+                turns /= 2  # it may be enough by half of the time
+            return segments.by_time(turns, load.concurrency, load.segments)
+        return segments.by_requests(load.requests, load.concurrency, load.segments)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether there is to be one more segment: the time must do for it."""
+        load, slots = self._load, self._slots
+        if slots[_CUTS] <= 1 or slots[_LAST] or slots[_CERTAIN]:
+            return False
+        whole_s = load.budget_s or load.duration_s
+        return whole_s is None or whole_s - self._age_s > (1 + segments.COST_TURNS) * self._mean_s
 
     def _full(self) -> bool:
         load, slots = self._load, self._slots
@@ -220,11 +308,15 @@ class Board:
             left_s = load.budget_s - self._age_s
             if left_s <= -load.budget_s or slots[_TICKETS] >= load.requests:
                 return True
-            mean_s = slots[_GOOD_NS] / slots[_GOOD] / 1e9 if slots[_GOOD] else 0.0
-            return self._had_their_share and left_s <= mean_s
+            return self._had_their_share and left_s <= self._mean_s
         if load.duration_s is None:
             return slots[_TICKETS] >= load.requests
         return self._age_s >= load.duration_s
+
+    @property
+    def _mean_s(self) -> float:
+        """How long a good reply took on average."""
+        return self._slots[_GOOD_NS] / self._slots[_GOOD] / 1e9 if self._slots[_GOOD] else 0.0
 
     @property
     def _age_s(self) -> float:
@@ -239,16 +331,18 @@ class Board:
     @property
     def _room(self) -> int:
         """Of how many requests samples are kept."""
-        return len(self._samples) // (1 if self._enough is None else 3)
+        return len(self._samples) // self._columns
 
     def _look(self) -> None:
         """At the declared looks: are the figures certain enough?"""
         slots = self._slots
         if slots[_CERTAIN] or slots[_LOOKED] >= LOOKS:
             return
+        if slots[_CUTS] > 1 and not (slots[_PHASE] == 2 and slots[_MEASURED] == slots[_TICKETS]):
+            return  # in the middle of a segment
         if self._until is not None:
             certain = self._is_certain(self._until)
-        elif self._enough is not None and slots[_PHASE] == 1:
+        elif self._enough is not None and (slots[_PHASE] == 1 or slots[_CUTS] > 1):
             certain = self._is_enough(self._enough)
         else:
             return
@@ -264,7 +358,7 @@ class Board:
             return False
         while slots[_LOOKED] < LOOKS and sizes[slots[_LOOKED]] <= slots[_MEASURED]:
             slots[_LOOKED] += 1
-        return until.certain(self._samples[: slots[_MEASURED]])
+        return until.certain(self._seen())
 
     def _is_enough(self, enough: Enough) -> bool:
         slots, age_s = self._slots, self._age_s
@@ -272,9 +366,12 @@ class Board:
             return False
         while slots[_LOOKED] < LOOKS and enough.due_s(slots[_LOOKED]) <= age_s:
             slots[_LOOKED] += 1
-        room, count = self._room, min(slots[_MEASURED], self._room)
-        starts = (0, room, 2 * room)
-        return enough.certain(Seen(*(self._samples[n : n + count] for n in starts)), age_s)
+        return enough.certain(self._seen(), age_s)
+
+    def _seen(self) -> Seen:
+        """What is known of the measured requests that have ended."""
+        room, count = self._room, min(self._slots[_MEASURED], self._room)
+        return Seen(*(self._samples[n * room : n * room + count] for n in range(self._columns)))
 
     def _hopeless(self) -> str:
         slots = self._slots
@@ -301,7 +398,10 @@ class Board:
 
     @property
     def phase(self) -> Phase:
-        return _PHASES[self._slots[_PHASE]]
+        number = self._slots[_PHASE]
+        if number == 0 and self._slots[_OPENED]:  # between two segments of the window
+            return "cooldown"
+        return _PHASES[number]
 
     @property
     def measured(self) -> int:
@@ -316,12 +416,13 @@ class Board:
         """How the search for a certain figure ended, where there was one."""
         if self._until is None:
             return ""
-        looked, seen = self._slots[_LOOKED], self._samples[: self.measured]
-        return self._until.remark(seen, looked, bool(self._slots[_CERTAIN]))
+        return self._until.remark(self._seen(), self._slots[_LOOKED], bool(self._slots[_CERTAIN]))
 
 
 def samples_wanted(load: Load) -> int:
     """How many figures of requests a board has to keep."""
     if load.budget_s is not None:
-        return 3 * min(load.requests, BUDGET_SAMPLES)
-    return min(load.requests + load.concurrency + 1, MOST_SAMPLES) if load.until else 0
+        return _COLUMNS_OF_ALL * min(load.requests, BUDGET_SAMPLES)
+    if not load.until:
+        return 0
+    return _COLUMNS_OF_UNTIL * min(load.requests + load.concurrency + 1, MOST_SAMPLES)

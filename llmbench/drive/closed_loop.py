@@ -1,7 +1,8 @@
 """Keep streams busy: each sends its next request as soon as it has the reply to the last.
 
-Streams start spread over a second, lest they march in step. They warm up at the cell's own shape
-and go on until the last measured reply is in: the window has neither ramp nor drain in it. A stream
+Streams start spread over a second and warm up at the cell's own shape. Lest they march in step,
+each is then set off anew at a random moment, and again before every segment of the window; a
+segment goes on until its last measured reply is in, and has neither ramp nor drain in it. A stream
 is a user: the turns of a conversation follow each other on it, with pauses to think between.
 """
 
@@ -40,10 +41,13 @@ class ClosedLoop(Loop):
             self.start(self._stream(number))
 
     async def _stream(self, stream: int) -> None:
-        if self.load.warmup:
+        if self.load.warmup and self.load.start == "spread":
             await asyncio.sleep(RAMP_S * stream / self.load.concurrency)
-        self.board.start()
+        segment = self.board.start()
         while not self.board.over:
+            if segment != self.board.segment:
+                await asyncio.sleep(self.board.pause_s())
+                segment = self.board.start()
             number = self.board.begin_session()
             session = self._script.session(number)
             if session is None:

@@ -100,6 +100,7 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
             turn=turn,
             due_ns=due_ns,
             cut_after_s=ask.cut_after_s,
+            segment=ticket.segment,
         )
 
     def reply(self, trace: Trace) -> Message | None:

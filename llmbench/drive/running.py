@@ -140,7 +140,12 @@ class Loop:
         """Store the request that ended; whether it failed. ``OSError`` if the disk is full."""
         due_ns = None if call.due_ns is None else call.due_ns - self._zero_ns
         placed = msgspec.structs.replace(
-            trace, session=call.session, turn=call.turn, due_ns=due_ns, queued_ns=queued_ns
+            trace,
+            session=call.session,
+            turn=call.turn,
+            segment=call.segment,
+            due_ns=due_ns,
+            queued_ns=queued_ns,
         )
         placed = self._spool.append(placed)
         failure = self._script.failure(trace)
@@ -149,7 +154,9 @@ class Loop:
             watched = self.board.is_watching
             first_token_s = self._script.first_token_s(trace) if watched else None
             took_ns, brought = trace.end_ns, len(trace.body)
-            hopeless = self.board.ended(call.phase, failed, first_token_s, took_ns, brought)
+            hopeless = self.board.ended(
+                call.phase, failed, first_token_s, took_ns, brought, call.segment
+            )
             if hopeless:
                 self.interrupt(f"stopped {hopeless} ({last_words(placed, failure)})")
         return failed

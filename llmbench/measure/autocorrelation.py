@@ -17,10 +17,16 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from llmbench.measure.statistics import Floats, effective_size
+from llmbench.measure.statistics import NORMAL, Floats, effective_size
 
 CLEAR_Z = 2.326
 """The one-sided 1% point of the normal distribution."""
+
+FEWEST_ROUNDS = 4
+"""Of something that comes again, so many times are seen at least."""
+
+SURE = 0.01
+"""How likely it is to find by chance that independent values repeat themselves."""
 
 MOST = 1 << 17
 STRETCHES = 16
@@ -67,8 +73,13 @@ class Dependence:
 
     def _time(self, threshold: float) -> float:
         if not self._dependent:
-            return 1.0
-        return max(_autocorrelation_time(self._seen <= threshold), self._floor)
+            return self._repetition
+        time = _autocorrelation_time(self._seen <= threshold)
+        return max(time, self._floor, self._repetition)
+
+    @cached_property
+    def _repetition(self) -> float:
+        return repetition_time(self._seen)
 
     @cached_property
     def _dependent(self) -> bool:
@@ -100,8 +111,36 @@ def _spread(in_order: Floats) -> Floats:
 
 def rank_autocorrelation_time(in_order: Floats) -> float:
     """The autocorrelation time of the ranks of ``in_order``, whatever the values: +∞ among them, or
-    a few that are far out, weigh no more than others. 1 unless neighbours depend on each other."""
-    return _autocorrelation_time(_ranks(in_order)) if is_dependent(in_order) else 1.0
+    a few that are far out, weigh no more than others. 1 unless neighbours depend on each other, or
+    the series repeats itself."""
+    time = _autocorrelation_time(_ranks(in_order)) if is_dependent(in_order) else 1.0
+    return max(time, repetition_time(in_order))
+
+
+def repetition_time(in_order: Floats) -> float:
+    """How many times a series says the same: 1 unless it repeats itself for sure.
+
+    A closed loop in step goes through the same latencies again and again. Its mean is then known to
+    a hair, but of this step alone: another run falls into another one. A series that repeats its
+    last L values for ever is worth those L; one whose step dissolves, ``1 + 2 Σ ρ`` over the
+    multiples of L goes by.
+    """
+    count = len(in_order)
+    longest = count // FEWEST_ROUNDS
+    if longest < 2:
+        return 1.0
+    covariances = _autocovariances(_ranks(in_order))
+    if covariances[0] <= 0:
+        return 1.0
+    shares = covariances / covariances[0]
+    lags = np.arange(2, longest + 1)
+    seen = shares[lags] * count / np.sqrt(count - lags)
+    period = int(lags[np.argmax(seen)])
+    if seen.max() <= NORMAL.inv_cdf(1 - SURE / len(lags)):
+        return 1.0
+    again = shares[period:count:period]
+    ends = np.flatnonzero(again <= 0)
+    return 1 + 2 * float(again[: ends[0]].sum() if len(ends) else again.sum())
 
 
 def is_dependent(in_order: Floats) -> bool:

@@ -6,10 +6,12 @@ import numpy as np
 
 from llmbench.measure import gaps as gap
 from llmbench.measure.autocorrelation import effective_n, rank_autocorrelation_time
+from llmbench.measure.blocks import gaps_worth
 from llmbench.measure.goodput import latencies_s
 from llmbench.measure.requests import Requests
+from llmbench.measure.shared import ALONE, Shared
 from llmbench.measure.slo import QUANTILES
-from llmbench.measure.statistics import Floats, worth
+from llmbench.measure.statistics import Floats
 from llmbench.records import Beyond
 
 OF_GAPS = ("itl", "icl")
@@ -37,16 +39,22 @@ def _requests_beyond(
     measured: Requests, metric: str, limit_s: float
 ) -> tuple[float, int, float] | None:
     seconds = latencies_s(measured, metric)
-    in_order = seconds[np.where(measured.cancelled, seconds > limit_s, ~np.isnan(seconds))]
+    known = np.where(measured.cancelled, seconds > limit_s, ~np.isnan(seconds))
+    in_order = seconds[known]
     if not len(in_order):
         return None
     share = float(np.mean(in_order > limit_s))
-    return share, len(in_order), sample_worth(in_order, limit_s)
+    shared = Shared.of(measured, None).of_known(known)
+    return share, len(in_order), sample_worth(in_order, limit_s, shared)
 
 
-def sample_worth(in_order: Floats, limit: float) -> float:
+def sample_worth(in_order: Floats, limit: float, shared: Shared = ALONE) -> float:
     """How many independent requests say as much of the share beyond ``limit``. Where few are beyond
     it nothing shows how those cluster, so that of all of them counts too."""
+    if shared.clusters is not None:
+        middle = float(np.quantile(in_order, 0.5, method="inverted_cdf"))
+        worth = min(shared.worth(in_order)(each).sure for each in (limit, middle))
+        return max(min(worth, len(in_order)), 1.0)
     by_rank = len(in_order) / rank_autocorrelation_time(in_order)
     return max(min(effective_n(in_order, limit), by_rank), 1.0)
 
@@ -61,4 +69,5 @@ def _gaps_beyond(
         return None
     hits = gap.at_most(gaps, limit_s)
     share = 1 - float(hits.sum()) / len(gaps.values)
-    return share, len(gaps.values), worth(hits, gaps.sizes)
+    worth = gaps_worth(hits, gaps.sizes, Shared.of(good, None))
+    return share, len(gaps.values), min(worth.sure, float(len(gaps.values)))

@@ -1,51 +1,19 @@
 """Figures → Block: a distribution in a few numbers, each with what its sample can carry."""
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
 from llmbench.measure import statistics as stats
 from llmbench.measure import survival
-from llmbench.measure.autocorrelation import Dependence
 from llmbench.measure.gaps import at_most
-from llmbench.measure.requests import Int32s, Mask, Ragged
-from llmbench.measure.statistics import Floats, Reals
+from llmbench.measure.requests import Ragged
+from llmbench.measure.shared import ALONE, Shared
+from llmbench.measure.statistics import Floats, Ints, Reals, Worth
 from llmbench.measure.survival import Sample
 from llmbench.records import Block, Estimate
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
-Worth = Callable[[float], float]
-"""How many independent values a sample is worth at a quantile, by that quantile's value."""
-
-
-class Shared(NamedTuple):
-    """What requests in the order of time share beside their neighbours in time: the run of each,
-    where there are several, and the batch, ``unit`` of them together."""
-
-    runs: Int32s | None = None
-    unit: int = 1
-
-    def worth(self, values: Floats, known: Mask) -> Worth:
-        """The worth of ``values``, those of the requests that are ``known``. What it is by all
-        runs' series; or by their runs as clusters, where these are farther apart than that."""
-        if self.runs is None:
-            return Dependence(values, self.unit).worth
-        runs = self.runs[known]
-        numbers = np.unique(runs)
-        each = [Dependence(values[runs == number], self.unit) for number in numbers]
-        clusters = np.searchsorted(numbers, runs)
-
-        def worth(value: float) -> float:
-            alone = sum(its.worth(value) for its in each)
-            return min(alone, stats.effective_size(values, clusters, value))
-
-        return worth
-
-
-ALONE = Shared()
-
 SLOW_RATES = {"p1": 0.01, "p5": 0.05}
 MS = 1e3
 
@@ -62,7 +30,7 @@ def block(in_order: Floats, shared: Shared = ALONE, *, slow_side_low: bool = Fal
     ordered = np.sort(values)
     lost = values == 0 if slow_side_low else np.isinf(values)
     result = _of_known(values[~lost], len(values))
-    worth = shared.worth(values, known)
+    worth = shared.of_known(known).worth(values)
     for name, p in (SLOW_RATES | QUANTILES if slow_side_low else QUANTILES).items():
         if not len(ordered):
             setattr(result, name, None)
@@ -73,14 +41,14 @@ def block(in_order: Floats, shared: Shared = ALONE, *, slow_side_low: bool = Fal
 
 
 def _add_quantile(
-    result: Block, name: str, ordered: Reals, p: float, effective: float, unit: float = 1.0
+    result: Block, name: str, ordered: Reals, p: float, worth: Worth, unit: float = 1.0
 ) -> None:
     """Add quantile ``p`` of ``ordered`` to ``result``, in units of which one is ``unit`` of its:
     with its interval, with the range of all where they are alike, or else as an estimate."""
     value = stats.quantile(ordered, p) * unit
-    if effective < len(ordered):
-        result.worth[name] = effective
-    low, high = (None if end is None else end * unit for end in stats.bounds(ordered, p, effective))
+    if worth.n < len(ordered):
+        result.worth[name] = worth.n
+    low, high = (None if end is None else end * unit for end in stats.bounds(ordered, p, worth))
     if low is not None and high is not None:
         setattr(result, name, value)
         result.ci95[name] = low, high
@@ -113,16 +81,26 @@ def census(values: Floats) -> Block:
     return result
 
 
-def gaps_block(gaps: Ragged, ordered: Reals) -> Block:
+def gaps_block(gaps: Ragged, ordered: Reals, shared: Shared = ALONE) -> Block:
     """Summarize ``gaps``, which ``ordered`` holds in ascending order, in ms. Those of a reply are a
-    cluster."""
+    cluster, or those of all replies of a segment, by what the replies have ``shared``."""
     result = Block(n=len(ordered))
     result.mean = float(ordered.mean(dtype=np.float64)) * MS
     result.min, result.max = float(ordered[0]) * MS, float(ordered[-1]) * MS
     for name, p in QUANTILES.items():
-        effective = stats.worth(at_most(gaps, stats.quantile(ordered, p)), gaps.sizes)
-        _add_quantile(result, name, ordered, p, effective, MS)
+        worth = gaps_worth(at_most(gaps, stats.quantile(ordered, p)), gaps.sizes, shared)
+        _add_quantile(result, name, ordered, p, worth, MS)
     return result
+
+
+def gaps_worth(hits: Ints, sizes: Ints, shared: Shared) -> Worth:
+    """What the gaps of replies are worth, of which each has as many as ``sizes`` says and ``hits``
+    of them at or below a threshold."""
+    clusters = shared.clusters
+    if clusters is None:
+        return Worth(stats.worth(hits, sizes))
+    of_clusters = (np.bincount(clusters, weights=each) for each in (hits, sizes))
+    return stats.cluster_worth(*of_clusters)
 
 
 def censored_block(sample: Sample) -> tuple[Block, str]:
@@ -156,8 +134,9 @@ def bounded_block(sample: Sample) -> tuple[Block, str]:
     latest = np.sort(np.concatenate((sample.known, np.full(len(sample.censored), np.inf), never)))
     for name, p in QUANTILES.items():
         least, most = stats.quantile(soonest, p), stats.quantile(latest, p)
-        low, _ = stats.bounds(soonest, p, sample.n / sample.unit)
-        _, high = stats.bounds(latest, p, sample.n / sample.unit)
+        worth = Worth(sample.n / sample.unit)
+        low, _ = stats.bounds(soonest, p, worth)
+        _, high = stats.bounds(latest, p, worth)
         same, told = least == most, low is not None and high is not None
         if same and low is not None and high is not None:
             setattr(result, name, least)

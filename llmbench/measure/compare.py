@@ -6,9 +6,10 @@ R. Tibshirani, *An Introduction to the Bootstrap*, 1993):
 - One run a side, a quantile: in a resample of n independent values the k-th order statistic has the
   rank n·u, u ~ Beta(k, n − k + 1) (J. S. Maritz & R. G. Jarrett, JASA 73, 1978), so that u is drawn
   and no resample is made. Where values depend on those before them, n is what they are worth
-  (``autocorrelation``).
-- One run a side, a rate: requests are drawn, and deviations stretched by the square root of the
-  autocorrelation time. Where there is one, Student's t takes the place of the normal.
+  (``autocorrelation``, or the segments of its window where there are enough: ``shared``).
+- One run a side, a rate: the segments of its window are drawn; where there are none, requests, and
+  deviations stretched by the square root of the autocorrelation time. Where n or the variance is
+  an estimate of its own, Student's t takes the place of the normal.
 - Two runs or more on each side: whole runs are drawn first, then requests. What comes of it is a
   standard error, which Student's t makes an interval of, with √(R / (R − 1)) for so few runs R.
 
@@ -31,13 +32,15 @@ import numpy as np
 from msgspec import Struct
 
 from llmbench.measure import statistics as stats
-from llmbench.measure.autocorrelation import Dependence, autocorrelation_time
+from llmbench.measure.autocorrelation import autocorrelation_time
 from llmbench.measure.failures import Failures, failures
 from llmbench.measure.gaps import means, token_gaps
 from llmbench.measure.likeness import Side
 from llmbench.measure.rates import FEWEST_FOR_A_RATE
-from llmbench.measure.requests import Requests
-from llmbench.measure.statistics import NORMAL, Floats, Ints, Z, freedom_of, student
+from llmbench.measure.requests import Int32s, Requests
+from llmbench.measure.shared import Shared
+from llmbench.measure.statistics import NORMAL, Floats, Ints, Worth, Z, freedom_of, student
+from llmbench.plan.segments import FEWEST as FEWEST_SEGMENTS
 from llmbench.records import Cell
 
 RESAMPLES = 2000
@@ -64,13 +67,15 @@ Interval = tuple[float, float]
 
 class Estimate(Struct, frozen=True, kw_only=True):
     """One figure of one side: in ms, or a second for a rate. ``n`` is how many requests it is of,
-    ``worth`` how many independent ones, ``runs`` of how many runs."""
+    ``worth`` how many independent ones, ``runs`` of how many runs. Where segments of a window tell
+    how sure it is, that has so many degrees of ``freedom``."""
 
     value: float
     ci95: Interval
     n: int
     worth: float
     runs: int
+    freedom: int | None = None
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -157,8 +162,9 @@ def _compare(metric: str, base: Side, other: Side, rng: np.random.Generator) -> 
     ratio = b.value / a.value
     off = sum(_ruler_share(metric, side, each.value) for side, each in ((base, a), (other, b)))
     off += sum(each.off for each in drawn)
+    freedom = _freedom(*drawn)
     ci95, ci90 = (
-        _interval(logs, a, b, confidence, off) for confidence in (CONFIDENCE, EQUIVALENCE)
+        _interval(logs, a, b, confidence, off, freedom) for confidence in (CONFIDENCE, EQUIVALENCE)
     )
     return Result(
         metric=metric,
@@ -210,14 +216,17 @@ def _bounds_of(name: str, p: str, side: Side) -> Interval:
     return least, math.inf if high is None else high + off
 
 
-def _pooled(runs: "Sequence[Latencies]", share: float, unit: int) -> tuple[Floats, Floats, float]:
+def _pooled(runs: "Sequence[Latencies]", share: float, unit: int) -> tuple[Floats, Floats, Worth]:
     """The values of all ``runs``, as they are and in order, and how many independent ones they are
     worth at a quantile."""
     values = np.concatenate([each.values for each in runs])
+    if not len(values):
+        return values, values, Worth(0.0)
     ordered = np.sort(values)
-    value = stats.quantile(ordered, share) if len(ordered) else math.nan
-    worth = sum(Dependence(each.values, unit).worth(value) for each in runs if len(each.values))
-    return values, ordered, worth
+    numbers = np.repeat(np.arange(len(runs), dtype=np.int32), [len(each.values) for each in runs])
+    segments = np.concatenate([each.segments for each in runs])
+    shared = Shared(numbers if len(runs) > 1 else None, segments, unit)
+    return values, ordered, shared.worth_within(values)(stats.quantile(ordered, share))
 
 
 # ── the figures of one side ──────────────────────────────────────────────────────────────────────
@@ -234,9 +243,11 @@ def _drawn(metric: str, side: Side, by_run: bool, rng: np.random.Generator) -> D
 
 class Latencies(NamedTuple):
     """One latency of a run's requests in the order of time, in ms. What was cut off before it came
-    is +∞ like what failed; ``cut`` is after how long the first of those was."""
+    is +∞ like what failed; ``cut`` is after how long the first of those was. ``segments`` are those
+    of the window that they belong to."""
 
     values: Floats
+    segments: Int32s
     cut: float
 
 
@@ -251,7 +262,9 @@ def _latencies(name: str, p: str, cell: Cell, measured: Requests) -> Latencies:
     cut = np.isnan(seconds) & measured.cancelled & (name in ("ttft", "e2e"))
     values = np.where(measured.lost | cut, np.inf, seconds * 1e3)
     waited_ms = (measured.end_ns - measured.start_ns)[cut] / 1e6
-    return Latencies(values[~np.isnan(values)], float(waited_ms.min(initial=math.inf)))
+    known = ~np.isnan(values)
+    longest_ms = float(waited_ms.min(initial=math.inf))
+    return Latencies(values[known], measured.segment[known], longest_ms)
 
 
 def _seconds(name: str, measured: Requests) -> Floats:
@@ -272,9 +285,9 @@ def _quantile(
     share = QUANTILES[p]
     values, ordered, worth = _pooled(runs, share, unit)
     value = stats.quantile(ordered, share) if len(ordered) else math.nan
-    if int(worth) < stats.fewest(share):
-        fewest = stats.fewest(share)
-        raise NotCompared(f"{p} needs {fewest} independent requests a side{ONE_HAS}{int(worth)}")
+    if not stats.carries(len(values), share, worth):
+        fewest, has = stats.fewest(share), int(min(worth.n, len(values)))
+        raise NotCompared(f"{p} needs {fewest} independent requests a side{ONE_HAS}{has}")
     cut = min(each.cut for each in runs)
     if math.isfinite(cut) and value >= cut:
         raise NotCompared(f"{p} lies beyond where requests were cut off")
@@ -286,30 +299,69 @@ def _quantile(
         )
         replicates = np.concatenate(list(parts))
     else:
-        rank = max(math.ceil(worth * share - 1e-9), 1)
-        at = np.ceil(rng.beta(rank, worth - rank + 1, RESAMPLES) * len(ordered)).astype(np.int64)
+        rank = max(math.ceil(worth.n * share - 1e-9), 1)
+        at = np.ceil(rng.beta(rank, worth.n - rank + 1, RESAMPLES) * len(ordered)).astype(np.int64)
         replicates = ordered[np.maximum(at, 1) - 1]
     bounds = stats.interval(ordered, share, worth) or (value, value)
-    estimate = Estimate(value=value, ci95=bounds, n=len(values), worth=worth, runs=len(runs))
+    estimate = Estimate(
+        value=value,
+        ci95=bounds,
+        n=len(values),
+        worth=min(worth.n, len(values)),
+        runs=len(runs),
+        freedom=worth.freedom,
+    )
     return Drawn(estimate, replicates)
 
 
 def _rate(name: str, side: Side, by_run: bool, rng: np.random.Generator) -> Drawn:
-    """Tokens (or requests) a second: in a closed loop the number in flight is constant, and a rate
-    is that number × the mean of what a request brings / the mean of how long it stays, both over
-    the same resample of requests."""
+    """Tokens (or requests) a second, by the segments of the windows or else by requests."""
     if any(cell.arrivals is not None for cell in side.cells):
         raise NotCompared("in an open loop it is what was asked for")
     rates: list[float | None] = [getattr(cell, name) for cell in side.cells]
     if any(rate is None for rate in rates):
         raise NotCompared("not measured")
+    windows = [cell.window_s or 0.0 for cell in side.cells]
+    value = float(np.average(np.array(rates, dtype=np.float64), weights=windows))
+    if all(len(cell.segments or ()) >= FEWEST_SEGMENTS for cell in side.cells):
+        return _rate_by_segments(name, side, value, by_run, rng)
+    return _rate_by_requests(name, side, value, by_run, rng)
+
+
+def _rate_by_segments(
+    name: str, side: Side, value: float, by_run: bool, rng: np.random.Generator
+) -> Drawn:
+    """What came in segments that were drawn, over how long they were."""
+    segments = [cell.segments or [] for cell in side.cells]
+    every = [each for its in segments for each in its]
+    brought = np.array([each.tokens if name == "otps" else each.requests for each in every])
+    seconds = np.array([each.seconds for each in every])
+    count, n = len(every), sum(cell.requests.sent for cell in side.cells)
+    sizes = [len(its) for its in segments] if by_run else [count]
+    parts = (
+        brought[rows].sum(axis=1) / seconds[rows].sum(axis=1) for rows in resampled(rng, sizes, 1)
+    )
+    ratios = np.concatenate(list(parts)) / (brought.sum() / seconds.sum())
+    replicates = value * ratios ** math.sqrt(count / (count - 1))
+    factor = student((1 + CONFIDENCE) / 2, count - 1) / Z
+    low, high = np.quantile(ratios, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    bounds = value * float(low) ** factor, value * float(high) ** factor
+    estimate = Estimate(
+        value=value, ci95=bounds, n=n, worth=n, runs=len(segments), freedom=count - 1
+    )
+    return Drawn(estimate, replicates)
+
+
+def _rate_by_requests(
+    name: str, side: Side, value: float, by_run: bool, rng: np.random.Generator
+) -> Drawn:
+    """In a closed loop the number in flight is constant, and a rate is that number × the mean of
+    what a request brings / the mean of how long it stays, both over the same resample."""
     brought, stays = [], []
     for _, its in side.measured():
         brought.append(its.good * (its.tokens if name == "otps" else 1.0))
         stays.append((its.end_ns - its.sent_ns) / 1e9)
     whole, seconds = np.concatenate(brought), np.concatenate(stays)
-    windows = [cell.window_s or 0.0 for cell in side.cells]
-    value = float(np.average(np.array(rates, dtype=np.float64), weights=windows))
     known, unit, n = whole.sum() / seconds.sum(), _unit(side), len(seconds)
     sizes = [len(each) for each in stays] if by_run else [n]
     times = 1.0 if by_run else autocorrelation_time(whole - known * seconds)
@@ -322,18 +374,19 @@ def _rate(name: str, side: Side, by_run: bool, rng: np.random.Generator) -> Draw
     )
     replicates = value * (np.concatenate(list(parts)) / known) ** math.sqrt(times)
     low, high = np.quantile(replicates, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
-    edges = _edges(side.cells, windows, float(known), value)
+    edges = _edges(side.cells, float(known), value)
     bounds = float(low) * (1 - edges), float(high) * (1 + edges)
     estimate = Estimate(value=value, ci95=bounds, n=n, worth=worth, runs=len(stays))
     return Drawn(estimate, replicates, edges)
 
 
-def _edges(cells: Sequence[Cell], windows: Sequence[float], known: float, value: float) -> float:
+def _edges(cells: Sequence[Cell], known: float, value: float) -> float:
     """By what share of itself a rate can be off for how windows begin and end (see
     ``rates.add_rate_intervals``)."""
     in_flight = [cell.in_flight for cell in cells]
     if None in in_flight or not value:
         return 0.0
+    windows = [cell.window_s or 0.0 for cell in cells]
     mean = float(np.average(np.array(in_flight, dtype=np.float64), weights=windows))
     return abs(mean * known / value - 1)
 
@@ -372,18 +425,39 @@ def _row_length(sizes: Sequence[int]) -> int:
     return max(round(sum(sizes) / len(sizes)), 1) * len(sizes)
 
 
-def _interval(logs: Floats, a: Estimate, b: Estimate, confidence: float, off: float) -> Interval:
-    """The interval of b / a from the logarithms of its replicates, and what the ruler adds."""
-    tail, freedom = (1 - confidence) / 2, a.runs + b.runs - 2
+def _freedom(one: Drawn, other: Drawn) -> float | None:
+    """The degrees of freedom of the ratio of two single runs; ``None`` where those are without end.
+    Where segments told on both sides: F. E. Satterthwaite, *Biometrics Bulletin* 2 (1946)."""
+    a, b = one.estimate, other.estimate
+    if a.freedom is None or b.freedom is None:
+        if a.worth >= a.n and b.worth >= b.n:
+            return None
+        known = [each.freedom for each in (a, b) if each.freedom is not None]
+        return min([freedom_of(a.worth + b.worth), *known])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        variances = [float(np.log(each.replicates).var()) for each in (one, other)]
+    if not all(map(math.isfinite, variances)) or not any(variances):
+        return float(min(a.freedom, b.freedom))
+    freedoms = (a.freedom, b.freedom)
+    parts = sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
+    return sum(variances) ** 2 / parts
+
+
+def _interval(
+    logs: Floats, a: Estimate, b: Estimate, confidence: float, off: float, freedom: float | None
+) -> Interval:
+    """The interval of b / a from the logarithms of its replicates, and what the ruler adds. The
+    ``freedom`` is that of two single runs."""
+    tail = (1 - confidence) / 2
     low, high = (float(np.quantile(logs, q, method="inverted_cdf")) for q in (tail, 1 - tail))
     ratio = b.value / a.value
     if 0 < ratio < math.inf and np.isfinite(logs).all():
         center = math.log(ratio)
         if min(a.runs, b.runs) > 1:
-            half = float(logs.std()) * run_factor(freedom, 1 - tail)
+            half = float(logs.std()) * run_factor(a.runs + b.runs - 2, 1 - tail)
             low, high = center - half, center + half
-        elif a.worth < a.n or b.worth < b.n:
-            factor = student(1 - tail, freedom_of(a.worth + b.worth)) / NORMAL.inv_cdf(1 - tail)
+        elif freedom is not None:
+            factor = student(1 - tail, freedom) / NORMAL.inv_cdf(1 - tail)
             low, high = (center + factor * (each - center) for each in (low, high))
     return _exp(low) * (1 - off), _exp(high) * (1 + off)
 

@@ -4,8 +4,9 @@ import numpy as np
 
 from llmbench.measure import gaps as gap
 from llmbench.measure.autocorrelation import rank_autocorrelation_time
-from llmbench.measure.blocks import MS, Shared, block, bounded_block, censored_block
+from llmbench.measure.blocks import MS, block, bounded_block, censored_block
 from llmbench.measure.requests import Requests, known
+from llmbench.measure.shared import Shared
 from llmbench.measure.statistics import Floats
 from llmbench.measure.survival import Sample
 from llmbench.records import Block, Cell
@@ -22,7 +23,7 @@ def add_latencies(cell: Cell, measured: Requests) -> None:
     if measured.due.any():
         cell.ttft_from_sent_ms, _ = latency_block(cell, measured, "ttft_s", from_sent=True)
         cell.e2e_from_sent_ms, _ = latency_block(cell, measured, "e2e_s", from_sent=True)
-    shared = shared_by(cell, measured)
+    shared = Shared.of(measured, cell.batch_size)
     paces = np.where(measured.tpot_s > 0, measured.tpot_s, np.nan)
     if not np.isnan(paces).all():
         cell.tpot_ms = block(with_lost(measured, paces * MS, np.inf), shared)
@@ -49,7 +50,8 @@ def latency_block(
         return None, ""
     censored = ~there & (requests.cancelled | requests.cut)
     if not censored.any():
-        return block(with_lost(requests, ms, np.inf), shared_by(cell, requests)), ""
+        shared = Shared.of(requests, cell.batch_size)
+        return block(with_lost(requests, ms, np.inf), shared), ""
     cut_ms = ((requests.end_ns - requests.start_ns) / 1e9 - shift_s) * MS
     unit = float(cell.batch_size or 1)
     if cell.settled is not False:
@@ -67,11 +69,6 @@ def latency_block(
 def with_lost(requests: Requests, values: Floats, lost: float) -> Floats:
     """``values``, one a request, with ``lost`` in the place of those of requests that failed."""
     return np.where(requests.lost, lost, values)
-
-
-def shared_by(cell: Cell, requests: Requests) -> Shared:
-    """What the requests of ``cell`` share: runs, where there are several, and static batches."""
-    return Shared(requests.run if requests.run.any() else None, cell.batch_size or 1)
 
 
 def _withhold_token_rates(cell: Cell, measured: Requests) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llmbench.measure.requests import Requests
+from llmbench.measure.steady import SURE_Z, rank_z
 from llmbench.records import Cell, CellFacts, Load, Range
 
 PROMPTS_DIFFER = 0.02
@@ -111,9 +112,23 @@ def differences(base: Stored, other: Stored) -> list[str]:
         if mine != its
     ]
     a, b = base.cell, other.cell
-    told += _far("prompts", a.measured_prompt_tokens, b.measured_prompt_tokens, PROMPTS_DIFFER)
-    told += _far("replies", a.measured_output_tokens, b.measured_output_tokens, REPLIES_DIFFER)
+    content = base.facts.load.content
+    if not (content.prompt_lengths or content.dataset) or _drawn_apart(
+        base, other, "prompt_tokens"
+    ):
+        told += _far("prompts", a.measured_prompt_tokens, b.measured_prompt_tokens, PROMPTS_DIFFER)
+    if not (content.output_lengths or content.dataset) or _drawn_apart(base, other, "tokens"):
+        told += _far("replies", a.measured_output_tokens, b.measured_output_tokens, REPLIES_DIFFER)
     return told
+
+
+def _drawn_apart(base: Stored, other: Stored, column: str) -> bool:
+    """Whether lengths that were drawn differ beyond chance, by their ranks."""
+    lengths = (
+        getattr(each.requests, column)[each.requests.good & each.requests.measured]
+        for each in (base, other)
+    )
+    return abs(rank_z(*(each.astype(np.float64) for each in lengths))) > SURE_Z
 
 
 def _conditions(stored: Stored) -> list[tuple[str, object]]:

@@ -33,6 +33,7 @@ def measure(trace: Trace, timeline: Timeline) -> RequestMetrics:
         index=trace.index,
         session=trace.session,
         turn=trace.turn,
+        segment=trace.segment,
         sent_ns=trace.sent_ns,
         end_ns=trace.sent_ns + trace.end_ns,
         send_ns=trace.send_ns,

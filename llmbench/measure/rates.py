@@ -1,5 +1,7 @@
 """What went through the window of a cell, and whether its load was steady."""
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -7,31 +9,67 @@ import numpy as np
 
 from llmbench.measure.autocorrelation import autocorrelation_time
 from llmbench.measure.requests import Requests
-from llmbench.measure.statistics import CONFIDENCE, NORMAL, Floats, Ints, freedom_of, student
+from llmbench.measure.statistics import (
+    CONFIDENCE,
+    NORMAL,
+    Floats,
+    Ints,
+    freedom_of,
+    ratio_variance,
+    student,
+)
 from llmbench.measure.steady import grows, in_flight
-from llmbench.records import Cell
+from llmbench.plan.segments import FEWEST as FEWEST_SEGMENTS
+from llmbench.records import Cell, Segment
 
 FEWEST_FOR_A_RATE = 30
 """Of fewer requests intervals of a mean are too narrow."""
 
 
 class Window(NamedTuple):
-    start_ns: int
-    stop_ns: int
+    """When the window was open: an item for each segment, by its number. A segment in which nothing
+    was measured has no time."""
+
+    starts_ns: Ints
+    stops_ns: Ints
+
+    @property
+    def lengths_s(self) -> Floats:
+        return (self.stops_ns - self.starts_ns) / 1e9
 
     @property
     def seconds(self) -> float:
-        return (self.stop_ns - self.start_ns) / 1e9
+        return float(self.lengths_s.sum())
+
+    def of(self, requests: Requests) -> tuple[Ints, Ints]:
+        """When the segment of each of ``requests`` began and ended."""
+        numbers = np.minimum(requests.segment, len(self.starts_ns) - 1)
+        beyond = requests.segment >= len(self.starts_ns)
+        starts_ns, stops_ns = self.starts_ns[numbers], self.stops_ns[numbers]
+        return starts_ns, np.where(beyond, starts_ns, stops_ns)
 
 
-def window_of(measured: Requests, *, open_loop: bool) -> Window:
+def window_of(requests: Requests, *, open_loop: bool) -> Window:
     """From the first measured ``sent`` to the end of the last measured reply; in an open loop,
     which goes on whatever becomes of its requests, from the first due time to the last. Turns
-    after the first are due when their users have read the reply before."""
+    after the first are due when their users have read the reply before.
+
+    Where there are several segments, each is short, and what its streams had begun with when the
+    last of them was set off would weigh in it: it counts from the end of that on.
+    """
+    measured = requests.where(requests.measured)
     if open_loop:
         arrivals = due_ns(measured)
-        return Window(int(arrivals.min()), int(arrivals.max()))
-    return Window(int(measured.sent_ns.min()), int(measured.end_ns.max()))
+        return Window(arrivals.min(keepdims=True), arrivals.max(keepdims=True))
+    count = int(measured.segment.max()) + 1
+    starts_ns, stops_ns = np.full(count, np.iinfo(np.int64).max), np.zeros(count, dtype=np.int64)
+    np.minimum.at(starts_ns, measured.segment, measured.sent_ns)
+    np.maximum.at(stops_ns, measured.segment, measured.end_ns)
+    if (stops_ns > 0).sum() > 1:
+        its = requests.segment < count
+        first = its & (requests.sent_ns < starts_ns[np.where(its, requests.segment, 0)])
+        np.maximum.at(starts_ns, requests.segment[first], requests.end_ns[first])
+    return Window(np.minimum(starts_ns, stops_ns), stops_ns)
 
 
 def due_ns(requests: Requests) -> Ints:
@@ -44,29 +82,64 @@ def add_rates(cell: Cell, requests: Requests, window: Window, *, open_loop: bool
     """The rates of ``cell``. In a closed loop a request counts by the share of its time that lies
     inside, so that a short window is not at the mercy of which replies just made it; in an open
     loop, where replies may wait for ever longer, it counts if its end does."""
-    start_ns, stop_ns = window
     good = requests.good
     residence_s = (requests.end_ns - requests.sent_ns) / 1e9
     measured = good & requests.measured
-    if stop_ns <= start_ns or not measured.any():
+    if window.seconds <= 0 or not measured.any():
         return
+    start_ns, stop_ns = window.of(requests)
     inside_ns = np.minimum(requests.end_ns, stop_ns) - np.maximum(requests.sent_ns, start_ns)
     inside_s = np.maximum(inside_ns, 0) / 1e9
-    share = inside_s[good] / np.maximum(residence_s[good], 1e-9)
+    part = np.zeros(len(requests))
+    part[good] = inside_s[good] / np.maximum(residence_s[good], 1e-9)
     # Those that were cut off when the cell was over stay as long as the others, or longer.
     stay_s = np.maximum(residence_s[requests.cancelled], residence_s[measured].mean())
-    cut = inside_s[requests.cancelled] / stay_s
+    part[requests.cancelled] = inside_s[requests.cancelled] / stay_s
     ended = good & (start_ns <= requests.end_ns) & (requests.end_ns <= stop_ns)
     arrived = _arrived(requests, window)
     whole = arrived / np.maximum(requests.events, 1)
     tokens = np.where(good, whole * requests.tokens, arrived * (cell.tokens_per_event or 1))
     cell.window_s = window.seconds
+    cell.segments = _segments(requests, window, tokens, part)
     cell.otps = float(tokens.sum()) / window.seconds if cell.token_source != "chunks" else None
     cell.chars_per_s = float((whole * requests.chars).sum()) / window.seconds
     # Requests that outlast an open loop's window have no share of it that could be told.
-    done = float(ended.sum()) if open_loop else float(share.sum() + cut.sum())
+    done = float(ended.sum()) if open_loop else float(part.sum())
     cell.requests_per_s = done / window.seconds
     cell.in_flight = float(inside_s.sum()) / window.seconds
+
+
+def _segments(
+    requests: Requests, window: Window, tokens: Floats, replies: Floats
+) -> list[Segment] | None:
+    """What came in each segment, where there are several."""
+    count, lengths_s = len(window.starts_ns), window.lengths_s
+    its = requests.segment < count
+    sums = [
+        np.bincount(requests.segment[its], weights=each[its], minlength=count)
+        for each in (tokens, replies)
+    ]
+    found = [
+        Segment(seconds=float(seconds), tokens=float(some), requests=float(ended))
+        for seconds, some, ended in zip(lengths_s, *sums, strict=True)
+        if seconds > 0
+    ]
+    return found if len(found) > 1 else None
+
+
+def segments_reach(
+    segments: Sequence[Segment], name: str, confidence: float = CONFIDENCE
+) -> float | None:
+    """How far the interval of the rate ``name`` of a window reaches on each side, as a share of
+    it, by how far its ``segments`` lie apart; ``None`` where they are too few."""
+    if len(segments) < FEWEST_SEGMENTS:
+        return None
+    brought = np.array([each.tokens if name == "otps" else each.requests for each in segments])
+    seconds = np.array([each.seconds for each in segments])
+    if not brought.any():
+        return None
+    error = math.sqrt(ratio_variance(brought, seconds)) / float(brought.sum() / seconds.sum())
+    return student((1 + confidence) / 2, len(segments) - 1) * error
 
 
 def add_rate_intervals(cell: Cell, measured: Requests) -> None:
@@ -82,11 +155,14 @@ def add_rate_intervals(cell: Cell, measured: Requests) -> None:
         ("requests_per_s", measured.good),
     ):
         rate = getattr(cell, name)
-        reach = rate_reach(brought.astype(np.float64), stays_s, cell.batch_size or 1)
+        by_segments = segments_reach(cell.segments or (), name)
+        reach = by_segments
+        if reach is None:
+            reach = rate_reach(brought.astype(np.float64), stays_s, cell.batch_size or 1)
         if rate is None or reach is None:
             continue
         by_law = rate
-        if cell.in_flight is not None:
+        if cell.in_flight is not None and by_segments is None:
             by_law = cell.in_flight * float(brought.sum() / stays_s.sum())
         low, high = min(rate, by_law), max(rate, by_law)
         setattr(cell, f"{name}_ci95", (low * max(1 - reach, 0.0), high * (1 + reach)))
@@ -123,15 +199,16 @@ def _arrived(requests: Requests, window: Window) -> Ints:
         requests.sent_ns + requests.last_ns,
     )
     some = requests.events > 0
-    inside = some & (window.start_ns <= first_ns) & (last_ns <= window.stop_ns)
+    starts_ns, stops_ns = window.of(requests)
+    inside = some & (starts_ns <= first_ns) & (last_ns <= stops_ns)
     arrived = np.where(inside, requests.events, 0).astype(np.int64)
-    across = some & ~inside & (last_ns >= window.start_ns) & (first_ns <= window.stop_ns)
+    across = some & ~inside & (last_ns >= starts_ns) & (first_ns <= stops_ns)
     for number, gaps_s in zip(
         np.flatnonzero(across), requests.gaps_s.of(across).rows(), strict=True
     ):
         later_s = np.cumsum(gaps_s, dtype=np.float64)
         at_ns = first_ns[number] + np.concatenate(([0.0], later_s)) * 1e9
-        within = (at_ns >= window.start_ns) & (at_ns <= window.stop_ns)
+        within = (at_ns >= starts_ns[number]) & (at_ns <= stops_ns[number])
         arrived[number] = np.count_nonzero(within)
     return arrived
 
@@ -142,10 +219,10 @@ def add_growth(cell: Cell, requests: Requests, window: Window, *, constant: bool
 
     At a ``constant`` rate that says that the server does not keep up with it.
     """
-    if window.stop_ns <= window.start_ns:
+    if window.seconds <= 0:
         return
     start_ns, end_ns = requests.start_ns, requests.end_ns
-    edges = np.linspace(window.start_ns, window.stop_ns, 5)
+    edges = np.linspace(window.starts_ns[0], window.stops_ns[0], 5)
     quarters = [in_flight(start_ns, end_ns, low, high) for low, high in pairwise(edges)]
     cell.in_flight_growth = quarters[-1] / quarters[0] if quarters[0] > 0 else None
     if not constant or not grows(quarters):

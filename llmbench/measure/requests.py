@@ -116,6 +116,7 @@ class Requests:
     session: Int32s
     turn: Int32s
     run: Int32s
+    segment: Int32s
     sent_ns: Ints
     start_ns: Ints
     end_ns: Ints
@@ -334,7 +335,10 @@ def _packed(rows: Sequence[RequestMetrics]) -> Requests:
     }
     for name in ("sent_ns", "start_ns", "end_ns", "send_ns", "queued_ns"):
         columns[name] = whole(name)
-    for name in ("index", "session", "turn", "run", "tokens", "chars", "events", "shared"):
+    for name in (
+        *("index", "session", "turn", "run", "segment"),
+        *("tokens", "chars", "events", "shared"),
+    ):
         columns[name] = whole(name, np.int32)
     for name in ("counted", "cut"):
         columns[name] = whole(name, np.bool_)

@@ -10,7 +10,7 @@ are taken at the effective sample size: Kish, *Survey Sampling*, §8.2, with the
 import math
 from functools import lru_cache
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,29 @@ WORTH_A_DEGREE = 6.0
 count for one degree of freedom of Student's t: ``benchmarks/statistics_truth.py`` bears it out."""
 
 
+LEAST_BEYOND = 2.5
+"""Where clusters tell what a sample is worth, a quantile has an interval if so many independent
+values would lie beyond it. It may be fewer than ``fewest`` takes: clusters see more than that."""
+
+MOST_GAIN = 4.0
+"""Values that avoid each other are worth more than as many independent ones, but no more times."""
+
+
+class Worth(NamedTuple):
+    """How many independent values a sample is worth, and where clusters told it, how many degrees
+    of freedom that has."""
+
+    n: float
+    freedom: int | None = None
+
+    @property
+    def sure(self) -> float:
+        """As many independent values as have an interval as wide: Student's t counted in."""
+        if self.freedom is None:
+            return self.n
+        return self.n * (Z / student((1 + CONFIDENCE) / 2, self.freedom)) ** 2
+
+
 def quantile(ordered: Reals, p: float) -> float:
     """The smallest value of the ascending ``ordered`` that a share ``p`` of it does not exceed."""
     return float(ordered[max(math.ceil(len(ordered) * p - 1e-9) - 1, 0)])
@@ -40,22 +63,21 @@ def fewest(p: float, confidence: float = CONFIDENCE) -> int:
 
 
 def interval(
-    ordered: Reals, p: float, effective_n: float, confidence: float = CONFIDENCE
+    ordered: Reals, p: float, worth: Worth, confidence: float = CONFIDENCE
 ) -> tuple[float, float] | None:
-    """The interval of quantile ``p``, or ``None`` where the sample is too small to have one.
-
-    ``effective_n`` is how many independent values ``ordered`` is worth, at most its length.
-    """
-    low, high = bounds(ordered, p, effective_n, confidence)
+    """The interval of quantile ``p``, or ``None`` where the sample is too small to have one."""
+    low, high = bounds(ordered, p, worth, confidence)
     return None if low is None or high is None else (low, high)
 
 
 def bounds(
-    ordered: Reals, p: float, effective_n: float, confidence: float = CONFIDENCE
+    ordered: Reals, p: float, worth: Worth, confidence: float = CONFIDENCE
 ) -> tuple[float | None, float | None]:
     """What quantile ``p`` is at least and at most: the ends of its interval, each where the sample
     is large enough to have it."""
-    n = min(int(effective_n), len(ordered))
+    if carries(len(ordered), p, worth, confidence) and worth.freedom is not None:
+        return _bounds_by_clusters(ordered, p, worth.n, worth.freedom, confidence)
+    n = min(int(worth.sure), len(ordered))
     if n < 1:
         return None, None
     low, high = _ranks(n, p, confidence)
@@ -63,6 +85,29 @@ def bounds(
     return (
         None if low is None else float(ordered[math.floor((low - 1) * stretch)]),
         None if high is None else float(ordered[min(math.ceil(high * stretch), len(ordered)) - 1]),
+    )
+
+
+def carries(count: int, p: float, worth: Worth, confidence: float = CONFIDENCE) -> bool:
+    """Whether ``count`` values that are ``worth`` so much have an interval for quantile ``p``."""
+    if worth.freedom is None:
+        return min(int(worth.n), count) >= fewest(p, confidence)
+    return count >= fewest(p, confidence) and worth.n * min(p, 1 - p) >= LEAST_BEYOND
+
+
+def _bounds_by_clusters(
+    ordered: Reals, p: float, worth: float, freedom: int, confidence: float
+) -> tuple[float, float]:
+    """The values at the ends of the interval of the share that lies at or below the quantile
+    (R. S. Woodruff, JASA 47, 1952), which is taken on the scale of its logarithmic odds, lest it
+    reach beyond 1 (E. L. Korn & B. I. Graubard, *Analysis of Health Surveys*, 1999, §3.2)."""
+    reach = student((1 + confidence) / 2, freedom) / math.sqrt(worth * p * (1 - p))
+    odds = math.log(p / (1 - p))
+    low, high = (1 / (1 + math.exp(-odds + sign * reach)) for sign in (1, -1))
+    last = len(ordered) - 1
+    return (
+        float(ordered[min(math.floor(low * len(ordered)), last)]),
+        float(ordered[min(math.ceil(high * len(ordered)), last)]),
     )
 
 
@@ -110,14 +155,35 @@ def worth(hits: Reals | Ints, sizes: Ints) -> float:
     if count < 2:
         return float(count)
     share = float(hits.sum()) / total
-    residuals = hits - share * sizes
-    variance = float(residuals @ residuals) / total**2 * count / (count - 1)
+    variance = ratio_variance(hits, sizes)
     independent = share * (1 - share)
     if independent == 0:  # the threshold is the greatest value: nothing shows how they vary
         return float(count)
     if variance * total <= independent:
         return float(total)
     return independent / variance
+
+
+def ratio_variance(values: Reals | Ints, sizes: Reals | Ints) -> float:
+    """The variance of Σ ``values`` / Σ ``sizes`` over clusters (W. G. Cochran, *Sampling
+    Techniques*, 3rd ed., §6.3)."""
+    count, total = len(sizes), float(sizes.sum())
+    residuals = values - float(values.sum()) / total * sizes
+    return float(residuals @ residuals) / total**2 * count / (count - 1)
+
+
+def cluster_worth(hits: Reals | Ints, sizes: Ints) -> Worth:
+    """``worth`` of clusters that are independent of each other for sure, two at least: how they
+    differ may also say that a sample is worth more than as many independent values."""
+    hits, sizes = hits[sizes > 0], sizes[sizes > 0]
+    count, total = len(sizes), float(sizes.sum())
+    share = float(hits.sum()) / total
+    independent = share * (1 - share)
+    if independent == 0:  # nothing shows how they vary
+        return Worth(float(count), count - 1)
+    most = MOST_GAIN * total
+    variance = ratio_variance(hits, sizes)
+    return Worth(independent / max(variance, independent / most), count - 1)
 
 
 def rounded(count: float) -> int:

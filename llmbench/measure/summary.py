@@ -14,11 +14,12 @@ from llmbench.measure.blocks import MS, block, census, gaps_block
 from llmbench.measure.cost import billed
 from llmbench.measure.energy import joules_per_token
 from llmbench.measure.goodput import goodput
-from llmbench.measure.latencies import add_latencies, latency_block, shared_by, with_lost
+from llmbench.measure.latencies import add_latencies, latency_block, with_lost
 from llmbench.measure.rates import add_growth, add_rate_intervals, add_rates, due_ns, window_of
 from llmbench.measure.requests import Requests, connects
 from llmbench.measure.ruler import from_evidence
 from llmbench.measure.settling import add_drift, without_warmup
+from llmbench.measure.shared import Shared
 from llmbench.measure.stages import stages
 from llmbench.measure.turns import cached_share, prompt_range, range_of, tpot_by_length, turns
 from llmbench.plan.arrivals import read_rate
@@ -98,7 +99,7 @@ def _add_figures(
     cell: Cell, facts: CellFacts, requests: Requests, limits_ms: Mapping[str, float]
 ) -> None:
     load, measured = facts.load, requests.where(requests.measured)
-    window = window_of(measured, open_loop=bool(load.rate))
+    window = window_of(requests, open_loop=bool(load.rate))
     good = measured.where(measured.good)
     _lengths(cell, facts, good)
     add_rates(cell, requests, window, open_loop=bool(load.rate))
@@ -189,7 +190,8 @@ def _gaps(cell: Cell, measured: Requests, good: Requests) -> None:
     if not len(icl.values):
         return
     ordered = np.sort(icl.values)
-    cell.icl_ms = gaps_block(icl, ordered)
+    shared = Shared.of(good, cell.batch_size)
+    cell.icl_ms = gaps_block(icl, ordered, shared)
     cell.burst_index = gap.burst_index(ordered)
     cell.delayed_ack_share = gap.delayed_ack_share(ordered)
     del ordered  # before the tokens' are sorted: either may be most of the memory
@@ -203,11 +205,13 @@ def _gaps(cell: Cell, measured: Requests, good: Requests) -> None:
         )
     else:
         gaps, same = itl.gaps, itl.gaps is icl
-        cell.itl_ms = replace(cell.icl_ms) if same else gaps_block(gaps, np.sort(gaps.values))
+        cell.itl_ms = (
+            replace(cell.icl_ms) if same else gaps_block(gaps, np.sort(gaps.values), shared)
+        )
         means_ms = np.full(len(measured), np.nan)
         means_ms[measured.good] = gap.means(gaps) * MS
         cell.itl_request_mean_ms = block(
-            with_lost(measured, means_ms, np.inf), shared_by(cell, measured)
+            with_lost(measured, means_ms, np.inf), Shared.of(measured, cell.batch_size)
         )
         cell.itl_imputed_share = itl.imputed_share
 

@@ -16,9 +16,16 @@ import numpy as np
 from msgspec import Struct
 
 from llmbench.errors import UserError
-from llmbench.measure.autocorrelation import effective_n
 from llmbench.measure.rates import rate_reach
-from llmbench.measure.statistics import fewest, interval, quantile
+from llmbench.measure.shared import Shared
+from llmbench.measure.statistics import (
+    Floats,
+    fewest,
+    interval,
+    quantile,
+    ratio_variance,
+    student,
+)
 from llmbench.plan.lengths import shown
 
 LOOKS = 5
@@ -29,6 +36,21 @@ FEWEST_A_STREAM = 2
 _ERROR = 0.05
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _RULE = re.compile(r"(?:ci|(ttft)\.(p\d+))\s*=\s*(\d+(?:\.\d+)?)%")
+
+
+class Seen(NamedTuple):
+    """What a cell saw of the requests that ended, in the order of time: their TTFT, in seconds (+∞
+    where they failed), and the segment of each; of a cell with a budget of time how long they took,
+    too, and what they brought, in any unit."""
+
+    ttft_s: Sequence[float]
+    segment: Sequence[float]
+    took_s: Sequence[float] = ()
+    brought: Sequence[float] = ()
+
+    @property
+    def shared(self) -> Shared:
+        return Shared(segments=np.asarray(self.segment, dtype=np.int32))
 
 
 class Until(Struct, frozen=True):
@@ -46,42 +68,33 @@ class Until(Struct, frozen=True):
         """The fewest requests that can tell."""
         return fewest(_QUANTILES[self.quantile], 1 - _ERROR / LOOKS)
 
-    def half_width(self, samples: Sequence[float], confidence: float) -> float | None:
-        """The greater side of the interval as a share of the quantile, where there is one. The
-        ``samples`` are in the order of time: those that depend on each other count for fewer."""
-        if not len(samples):
+    def half_width(self, seen: Seen, confidence: float) -> float | None:
+        """The greater side of the interval as a share of the quantile, where there is one. Requests
+        that depend on each other count for fewer."""
+        if not len(seen.ttft_s):
             return None
-        in_order = np.asarray(samples, dtype=np.float64)
+        in_order = np.asarray(seen.ttft_s, dtype=np.float64)
         ordered, p = np.sort(in_order), _QUANTILES[self.quantile]
         value = quantile(ordered, p)
-        bounds = interval(ordered, p, effective_n(in_order, value), confidence)
+        bounds = interval(ordered, p, seen.shared.worth(in_order)(value), confidence)
         if bounds is None or not 0 < value < math.inf:
             return None
         low, high = bounds
         return max(value - low, high - value) / value
 
-    def certain(self, samples: Sequence[float]) -> bool:
-        """Whether ``samples``, in seconds, are enough, at one of the declared looks."""
-        width = self.half_width(samples, 1 - _ERROR / LOOKS)
+    def certain(self, seen: Seen) -> bool:
+        """Whether what was ``seen`` is enough, at one of the declared looks."""
+        width = self.half_width(seen, 1 - _ERROR / LOOKS)
         return width is not None and width <= self.share
 
-    def remark(self, samples: Sequence[float], looked: int, certain: bool) -> str:
+    def remark(self, seen: Seen, looked: int, certain: bool) -> str:
         """How it ended, in words."""
-        width = self.half_width(samples, 1 - _ERROR / LOOKS)
+        width = self.half_width(seen, 1 - _ERROR / LOOKS)
         reached = "no interval" if width is None else f"±{100 * width:.2g}%"
         fate = "reached" if certain else "not reached"
         asked = f"TTFT {self.quantile} within ±{100 * self.share:g}%"
-        seen = f"{reached} (99%) by {len(samples)} requests"
-        return f"{asked} {fate} at look {looked} of {LOOKS}: {seen}"
-
-
-class Seen(NamedTuple):
-    """What a cell saw of the requests that ended, in the order of time: their TTFT and how long
-    they took, in seconds (+∞ where they failed), and what they brought, in any unit."""
-
-    ttft_s: Sequence[float]
-    took_s: Sequence[float]
-    brought: Sequence[float]
+        told = f"{reached} (99%) by {len(seen.ttft_s)} requests"
+        return f"{asked} {fate} at look {looked} of {LOOKS}: {told}"
 
 
 class Enough(Struct, frozen=True):
@@ -100,14 +113,23 @@ class Enough(Struct, frozen=True):
         count, wanted = len(seen.ttft_s), fewest(_QUANTILES["p95"])
         if count < wanted <= count * self.budget_s / age_s:
             return False
-        if not Until("p50", ENOUGH).certain(seen.ttft_s):
+        if not Until("p50", ENOUGH).certain(seen):
             return False
         if not self.rates:
             return True
         took_s, brought = np.asarray(seen.took_s), np.asarray(seen.brought)
         good = np.isfinite(took_s)
-        reach = rate_reach(brought[good], took_s[good], 1, 1 - _ERROR / LOOKS)
+        reach = self._reach(brought[good], took_s[good], seen.shared.of_known(good))
         return reach is not None and reach <= ENOUGH
+
+    def _reach(self, brought: Floats, took_s: Floats, shared: Shared) -> float | None:
+        """How far the interval of the rate reaches on each side, as a share of it."""
+        confidence, clusters = 1 - _ERROR / LOOKS, shared.clusters
+        if clusters is None or not len(brought):
+            return rate_reach(brought, took_s, 1, confidence)
+        sums = [np.bincount(clusters, weights=each) for each in (brought, took_s)]
+        error = math.sqrt(ratio_variance(*sums)) * float(took_s.sum() / brought.sum())
+        return student((1 + confidence) / 2, len(sums[0]) - 1) * error
 
 
 def read_until(text: str, where: str = "--until") -> Until:
