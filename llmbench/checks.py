@@ -101,6 +101,9 @@ def _stops(sweep: "Sweep", place: Place) -> None:
                 f"{place('requests')}: TTFT {until.quantile} needs {until.fewest} requests to have "
                 f"an interval at a look of {place('until')}"
             )
+    for key, plain in (("start", "spread"), ("segments", None)):
+        if getattr(sweep, key) != plain and (sweep.request_rate or sweep.batch_size):
+            raise UserError(f"{place(key)}: only the streams of a --concurrency have it")
     most = str(sweep.max_failures)
     share = re.fullmatch(r"(\d+(?:\.\d+)?)%", most)
     if most and not (re.fullmatch("[0-9]+", most) or (share and float(share[1]) <= 100)):

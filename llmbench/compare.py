@@ -56,6 +56,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "'ttft.p95 > 500ms'; repeat for several",
     )
     parser.add_argument(
+        "--single",
+        action="store_true",
+        help="let --fail-if judge by one run a side, which cannot tell a change of the server from "
+        "what changes from run to run",
+    )
+    parser.add_argument(
         "--anyway", action="store_true", help="compare runs that did other work, too"
     )
     parser.add_argument("--format", choices=FORMATS, default="table")
@@ -122,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
 
     margin, rules = read_rules(args)
     base, *others = _groups(args.runs, args.baseline)
+    if not args.single and any(rule.metric != gate.FAILED for rule in rules):
+        _refuse_single([base, *others])
     names = [base.name, *(other.name for other in others)]
     pairs: list[Pair] = []
     unmatched: list[str] = []
@@ -140,6 +148,16 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.write(RENDERERS[args.format](comparison))
     outcomes = [outcome for pair in pairs for outcome in pair.rules]
     return GATE_FAILED if gate.failed(outcomes) else GOOD
+
+
+def _refuse_single(groups: "Sequence[Group]") -> None:
+    """A gate that fails by what one run happened to be is no gate."""
+    alone = [each.name for each in groups if len(each.runs) == 1]
+    if alone:
+        raise UserError(
+            f"--fail-if: {alone[0]} is one run, and what changes from run to run is not known; "
+            "give several of each side, spread over time (RUN,RUN, or sweep --repeat), or --single"
+        )
 
 
 def _margin(text: str) -> float:

@@ -225,14 +225,13 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 warmup=self._warmup(at_once),
                 batch_size=at_once if self.batch_size else None,
                 start=self.start,
-                segments=self._segments,
+                segments=self._segments(at_once),
             )
 
-    @property
-    def _segments(self) -> int:
-        """How many segments a closed loop's window has at most. Batches, conversations, and streams
-        that are to march in step have none."""
-        if self.batch_size or self.turns > 1 or self.start == "together":
+    def _segments(self, at_once: int) -> int:
+        """How many segments a closed loop's window has at most. Batches, conversations, streams
+        that are to march in step, and a single one, have none."""
+        if self.batch_size or self.turns > 1 or self.start == "together" or at_once == 1:
             return 0
         return MOST_SEGMENTS if self.segments is None else self.segments
 

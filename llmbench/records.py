@@ -800,6 +800,7 @@ class Cell(Struct, kw_only=True):
     chars_per_s: float | None = None
     window_s: float | None = None
     segments: list[Segment] | None = None
+    in_step: float | None = None
     in_flight: float | None = None
     ttft_drift: float | None = None
     measured_prompt_tokens: Range | None = None

@@ -12,6 +12,7 @@ from llmbench.measure.autocorrelation import (
     autocorrelation_time,
     effective_n,
     is_dependent,
+    repetition_time,
 )
 from llmbench.measure.statistics import Floats, interval, quantile
 
@@ -52,12 +53,32 @@ def test_independent_values_are_all_counted() -> None:
 
 def test_failures_alone_do_not_make_values_dependent() -> None:
     values = series(100, 0.0, 1)
-    values[10::10] = np.inf
+    values[np.random.default_rng(1).permutation(100)[:9]] = np.inf
     assert effective_n(values, quantile(np.sort(values), 0.5)) == 100
 
 
-def test_alternating_values_are_worth_no_more_than_they_are() -> None:
-    assert effective_n(np.tile([1.0, 2.0], 50), 1.0) == 100
+@pytest.mark.parametrize("values", [[1.0, 2.0], [3.0, 1.0, 2.0], [5.0, 1.0, 4.0, 2.0, 9.0, 3.0]])
+def test_what_comes_again_and_again_is_worth_what_comes_anew(values: list[float]) -> None:
+    n = len(values)
+    assert effective_n(np.tile(values, 240 // n), 1.0, in_step=True) == pytest.approx(n, rel=0.05)
+
+
+def test_a_step_that_dissolves_is_worth_more() -> None:
+    """Six values that are drawn anew every forty: some six sixes of 240."""
+    rng = np.random.default_rng(4)
+    values = np.concatenate([np.tile(rng.normal(size=6), 7)[:40] for _ in range(6)])
+    assert 15 < effective_n(values, 0.0, in_step=True) < 80
+
+
+def test_independent_values_seldom_seem_to_repeat_themselves() -> None:
+    times = [repetition_time(series(256, 0.0, seed)) for seed in range(400)]
+    assert sum(time > 1 for time in times) <= 12  # 1%, and three standard deviations more
+    assert max(times) < 2
+
+
+@pytest.mark.parametrize("values", [[], [1.0], [1.0, 2.0], [1.0] * 50, [np.inf] * 50])
+def test_what_cannot_repeat_itself(values: list[float]) -> None:
+    assert repetition_time(np.array(values)) == 1
 
 
 def test_a_drift_is_seen() -> None:

@@ -195,7 +195,7 @@ def test_requests_beyond_a_limit() -> None:
         request(8, None, "cancelled", end_s=0.7),  # cut off, and late by then
         request(9, None, "cancelled", end_s=0.2),  # cut off too soon to tell
     ]
-    found = beyond(Requests.of(seen), {"ttft.p90": 500.0, "e2e.mean": 900.0})
+    found = beyond(bare_cell(), Requests.of(seen), {"ttft.p90": 500.0, "e2e.mean": 900.0})
     assert found == {"ttft.p90": Beyond(3 / 9, 9, 9.0, 0.1)}
 
 
@@ -206,7 +206,7 @@ def test_gaps_beyond_a_limit() -> None:
         structs.replace(metrics, index=n, events=11, tokens=11, gaps_s=each)
         for n, each in enumerate(gaps)
     ]
-    (found,) = beyond(Requests.of(seen), {"itl.p90": 50.0}).values()
+    (found,) = beyond(bare_cell(), Requests.of(seen), {"itl.p90": 50.0}).values()
     assert (found.share, found.n, found.allowed) == (pytest.approx(0.1), 20, 0.1)
     assert found.worth < 20  # both late ones came in one reply
 

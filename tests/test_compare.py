@@ -499,7 +499,8 @@ def test_the_table(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> Non
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert lines[:2] == ["A: old", "B: new"]
-    assert lines[3] == "1 in flight, prompts of 128, replies of 3"
+    assert lines[2].startswith("one run a side: what changes from run to run is in no interval")
+    assert lines[4] == "1 in flight, prompts of 128, replies of 3"
     row = next(line for line in lines if line.startswith("ttft.p50 ms"))
     assert "% slower" in row
     assert " ±" in row
@@ -508,7 +509,6 @@ def test_the_table(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> Non
     assert "tested for a difference: ttft.p50, ttft.p95, itl.p50, otps" in out.replace(
         "tok/s", "otps"
     )
-    assert "from run to run" in out
     assert "p99 needs 368" in " ".join(out.split())
 
 
@@ -557,7 +557,7 @@ def test_the_gate(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str], rule: str, code: int, word: str
 ) -> None:
     a, b = simple(make_run, "old", 1), simple(make_run, "new", 2, scale=1.2)
-    assert command(a, b, "--fail-if", rule) == code
+    assert command(a, b, "--single", "--fail-if", rule) == code
     assert f"{word}: {rule} at 1 in flight" in " ".join(capsys.readouterr().out.split())
 
 
@@ -566,7 +566,7 @@ def test_junit(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     a = make_run("old", *((each, traces(lognormal(100, 1))) for each in loads))
     b = make_run("n<w", *((each, traces(lognormal(100, 2, 1.2))) for each in loads))
     rules = ("--fail-if", "ttft.p50 > +5%", "--fail-if", "ttft.p99>5%", "--fail-if", "e2e.p50>90%")
-    assert command(a, b, "--format", "junit", *rules) == 1
+    assert command(a, b, "--single", "--format", "junit", *rules) == 1
     suite = ElementTree.fromstring(capsys.readouterr().out.split("\n", 1)[1])[0]
     counts = suite.get("tests"), suite.get("failures"), suite.get("skipped")
     assert counts == ("6", "2", "2")
@@ -665,7 +665,7 @@ def test_what_has_no_partner_is_named(
 def test_nothing_to_compare(make_run: MakeRun) -> None:
     a, b = simple(make_run, "old", 1, n=3), simple(make_run, "new", 2, n=3)
     with pytest.raises(UserError) as problem:
-        command(a, b, "--fail-if", "ttft.p50 > 1%")
+        command(a, b, "--single", "--fail-if", "ttft.p50 > 1%")
     assert problem.value.exit_code == 3
     assert "p50 needs 6" in str(problem.value)
 
@@ -685,6 +685,7 @@ def test_nothing_to_compare(make_run: MakeRun) -> None:
         (["old", "new", "--margin", "-3%"], "--margin"),
         (["old", "new", "--format", "junit"], "--fail-if"),
         (["old", "new", "--fail-if", "ttft > 3"], "--fail-if"),
+        (["old", "new", "--fail-if", "ttft.p50 > 3ms"], "old is one run"),
     ],
 )
 def test_wrong_usage(make_run: MakeRun, words: list[str], why: str) -> None:

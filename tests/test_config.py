@@ -60,6 +60,8 @@ def test_every_default() -> None:
         "speed": 1.0,
         "max_concurrency": None,
         "grace": None,
+        "start": "spread",
+        "segments": None,
         "dataset": "",
         "dataset_format": "",
         "dataset_columns": {},
@@ -106,6 +108,7 @@ def load_of(
         "requests": requests,
         "duration_s": None,
         "warmup": concurrency,
+        "segments": 0 if concurrency == 1 else 32,
     }
     return Load(**(facts | fields))
 
@@ -190,6 +193,8 @@ requests = 9
 until = "ci=5%"
 warmup = 0
 grace = 3
+start = "together"
+segments = 4
 text = "rag"
 shared_prefix = 0.5
 cache = ["cold"]
@@ -244,6 +249,8 @@ def test_every_key_of_a_file(toml: Any) -> None:
         until="ci=5%",
         warmup=0,
         grace=3.0,
+        start="together",
+        segments=4,
         text="rag",
         shared_prefix=0.5,
         cache=["cold"],
@@ -330,21 +337,25 @@ def test_concurrency_and_batch_size_exclude_each_other(toml: Any) -> None:
     assert refusal(one, path) == f"{path}: concurrency and batch_size: give one of the two"
     assert load_sweep(one | {"concurrency": [2]}, toml("batch_size = 4")).batch_size is None
     assert load_sweep(one | {"batch_size": [4]}, toml("concurrency = 2")).loads() == [
-        load_of(4, 128, 128, batch_size=4, **BY_TIME)
+        load_of(4, 128, 128, batch_size=4, segments=0, **BY_TIME)
     ]
 
 
 def test_static_batches_are_whole() -> None:
     flags = {"target": ["onnx:d"], "output_tokens": 9, "prompt_tokens": [5]}
     assert load_sweep(flags | {"batch_size": [1, 5, 64]}).loads() == [
-        load_of(n, 5, 9, batch_size=n, **BY_TIME) for n in (1, 5, 64)
+        load_of(n, 5, 9, batch_size=n, segments=0, **BY_TIME) for n in (1, 5, 64)
     ]
     search = replace(load_sweep(flags | {"batch_size": [5, 64]}), search="concurrency")
     assert [load.requests for load in search.loads()] == [195, 192]
     told = {"batch_size": [8], "requests": 17, "warmup": 9}
-    assert load_sweep(flags | told).loads() == [load_of(8, 5, 9, 24, batch_size=8, warmup=16)]
+    assert load_sweep(flags | told).loads() == [
+        load_of(8, 5, 9, 24, batch_size=8, segments=0, warmup=16)
+    ]
     none = {"batch_size": [8], "requests": 16, "warmup": 0}
-    assert load_sweep(flags | none).loads() == [load_of(8, 5, 9, 16, batch_size=8, warmup=0)]
+    assert load_sweep(flags | none).loads() == [
+        load_of(8, 5, 9, 16, batch_size=8, segments=0, warmup=0)
+    ]
 
 
 @pytest.mark.parametrize(

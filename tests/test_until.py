@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmbench.drive import board as board_module
 from llmbench.drive.board import SLOTS, Board, samples_wanted
 from llmbench.errors import UserError
-from llmbench.plan.until import LOOKS, Until, read_until
+from llmbench.plan.until import LOOKS, Seen, Until, read_until
 from llmbench.records import Load
 
 INF = float("inf")
@@ -126,10 +126,10 @@ def test_there_are_five_looks_and_the_last_is_at_the_most(most: int) -> None:
 )
 def test_equal_samples_are_certain_once_there_is_an_interval(rule: str, fewest: int) -> None:
     until = read_until(rule)
-    assert until.certain([0.2] * fewest)
-    assert until.certain([0.2] * 500)
-    assert not until.certain([0.2] * (fewest - 1))
-    assert not until.certain([])
+    assert until.certain(Seen([0.2] * fewest))
+    assert until.certain(Seen([0.2] * 500))
+    assert not until.certain(Seen([0.2] * (fewest - 1)))
+    assert not until.certain(Seen([]))
 
 
 def mixed(values: Iterable[float]) -> list[float]:
@@ -142,48 +142,48 @@ def test_the_wider_side_counts() -> None:
     # tail at most 0.5%: ranks 37 and 64, 13 below and 14 above, 26% and 28% of it.
     samples = mixed(range(1, 101))
     until = read_until("ci=28%")
-    width = until.half_width(samples, 0.99)
+    width = until.half_width(Seen(samples), 0.99)
     assert width is not None
     assert width == pytest.approx(0.28)
-    assert until.certain(samples)
-    assert until.certain(samples[::-1])  # in whichever order they came
-    assert not read_until("ci=27.9%").certain(samples)
+    assert until.certain(Seen(samples))
+    assert until.certain(Seen(samples[::-1]))  # in whichever order they came
+    assert not read_until("ci=27.9%").certain(Seen(samples))
 
 
 def test_samples_that_resemble_their_neighbours_are_less_certain() -> None:
     """What holds for a hundred that come in any order does not where one stretch was slow."""
     samples = [1.0 + n // 10 / 100 for n in range(100)]
     until = read_until("ci=5%")
-    assert until.certain(mixed(samples))
-    assert not until.certain(samples)
+    assert until.certain(Seen(mixed(samples)))
+    assert not until.certain(Seen(samples))
 
 
 def test_more_samples_are_more_certain() -> None:
     until = read_until("ci=15%")
     few = [1.0 + n % 10 for n in range(100)]
-    assert not until.certain(few)
-    assert until.certain([5.0 + n % 10 / 10 for n in range(100)])
+    assert not until.certain(Seen(few))
+    assert until.certain(Seen([5.0 + n % 10 / 10 for n in range(100)]))
 
 
 def test_failures_are_infinite_latencies() -> None:
     until = read_until("ci=5%")
-    assert until.certain(mixed([1.0] * 80 + [INF] * 20))
-    assert not until.certain(mixed([1.0] * 55 + [INF] * 45))  # rank 64 is a failure
-    assert not until.certain(mixed([1.0] * 40 + [INF] * 60))  # the median itself is one
-    assert not until.certain([INF] * 100)
-    assert not read_until("ttft.p95=50%").certain(mixed([1.0] * 480 + [INF] * 20))
-    assert read_until("ttft.p95=50%").certain(mixed([1.0] * 499 + [INF]))
+    assert until.certain(Seen(mixed([1.0] * 80 + [INF] * 20)))
+    assert not until.certain(Seen(mixed([1.0] * 55 + [INF] * 45)))  # rank 64 is a failure
+    assert not until.certain(Seen(mixed([1.0] * 40 + [INF] * 60)))  # the median itself is one
+    assert not until.certain(Seen([INF] * 100))
+    assert not read_until("ttft.p95=50%").certain(Seen(mixed([1.0] * 480 + [INF] * 20)))
+    assert read_until("ttft.p95=50%").certain(Seen(mixed([1.0] * 499 + [INF])))
 
 
 def test_a_latency_of_zero_has_no_share() -> None:
-    assert not read_until("ci=5%").certain([0.0] * 100)
+    assert not read_until("ci=5%").certain(Seen([0.0] * 100))
 
 
 @given(st.lists(st.floats(1e-6, 1e6) | st.just(INF), max_size=300), st.sampled_from([1, 5, 50]))
 def test_any_samples_have_an_answer(samples: list[float], share: int) -> None:
     until = read_until(f"ci={share}%")
-    assert until.certain(samples) in (True, False)
-    assert "\n" not in until.remark(samples, 1, False)
+    assert until.certain(Seen(samples)) in (True, False)
+    assert "\n" not in until.remark(Seen(samples), 1, False)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_any_samples_have_an_answer(samples: list[float], share: int) -> None:
 def test_how_it_ended_in_words(
     rule: str, samples: list[float], looked: int, certain: bool, words: str
 ) -> None:
-    said = read_until(rule).remark(samples, looked, certain)
+    said = read_until(rule).remark(Seen(samples), looked, certain)
     assert said.startswith(words)
     assert said.endswith(f" by {len(samples)} requests")
 

@@ -48,11 +48,12 @@ class Dependence:
     """How many independent values a series in the order of time is worth, at any quantile.
 
     The values of failed requests are +∞. Those of a static batch, ``unit`` neighbours, share their
-    fate, and one batch may resemble the next.
+    fate, and one batch may resemble the next. Those of streams that can be ``in_step`` may repeat
+    themselves.
     """
 
-    def __init__(self, in_order: Floats, unit: int = 1) -> None:
-        self._in_order, self._unit = in_order, unit
+    def __init__(self, in_order: Floats, unit: int = 1, *, in_step: bool = False) -> None:
+        self._in_order, self._unit, self._in_step = in_order, unit, in_step
         means = in_order
         if unit > 1:
             self._batches = np.arange(len(in_order)) // unit
@@ -79,7 +80,7 @@ class Dependence:
 
     @cached_property
     def _repetition(self) -> float:
-        return repetition_time(self._seen)
+        return repetition_time(self._seen) if self._in_step else 1.0
 
     @cached_property
     def _dependent(self) -> bool:
@@ -91,9 +92,9 @@ class Dependence:
         return 1 + OF_THE_MEDIANS * (times - 1)
 
 
-def effective_n(in_order: Floats, threshold: float) -> float:
+def effective_n(in_order: Floats, threshold: float, *, in_step: bool = False) -> float:
     """How many independent values ``in_order`` is worth at the quantile ``threshold``."""
-    return Dependence(in_order).worth(threshold)
+    return Dependence(in_order, in_step=in_step).worth(threshold)
 
 
 def _median(values: Floats) -> float:
@@ -111,10 +112,8 @@ def _spread(in_order: Floats) -> Floats:
 
 def rank_autocorrelation_time(in_order: Floats) -> float:
     """The autocorrelation time of the ranks of ``in_order``, whatever the values: +∞ among them, or
-    a few that are far out, weigh no more than others. 1 unless neighbours depend on each other, or
-    the series repeats itself."""
-    time = _autocorrelation_time(_ranks(in_order)) if is_dependent(in_order) else 1.0
-    return max(time, repetition_time(in_order))
+    a few that are far out, weigh no more than others. 1 unless neighbours depend on each other."""
+    return _autocorrelation_time(_ranks(in_order)) if is_dependent(in_order) else 1.0
 
 
 def repetition_time(in_order: Floats) -> float:

@@ -12,12 +12,12 @@ from llmbench.measure.requests import Requests
 from llmbench.measure.shared import ALONE, Shared
 from llmbench.measure.slo import QUANTILES
 from llmbench.measure.statistics import Floats
-from llmbench.records import Beyond
+from llmbench.records import Beyond, Cell
 
 OF_GAPS = ("itl", "icl")
 
 
-def beyond(measured: Requests, limits_ms: Mapping[str, float]) -> dict[str, Beyond]:
+def beyond(cell: Cell, measured: Requests, limits_ms: Mapping[str, float]) -> dict[str, Beyond]:
     """For each objective about a quantile: how many of the ``measured`` requests are beyond its
     limit. Of what says nothing (no such figure, a mean) there is nothing.
 
@@ -30,13 +30,13 @@ def beyond(measured: Requests, limits_ms: Mapping[str, float]) -> dict[str, Beyo
         if statistic not in QUANTILES:
             continue
         of = _gaps_beyond if metric in OF_GAPS else _requests_beyond
-        if (told := of(measured, metric, limit_ms / 1e3)) is not None:
+        if (told := of(cell, measured, metric, limit_ms / 1e3)) is not None:
             found[name] = Beyond(*told, allowed=round(1 - int(statistic[1:]) / 100, 2))
     return found
 
 
 def _requests_beyond(
-    measured: Requests, metric: str, limit_s: float
+    cell: Cell, measured: Requests, metric: str, limit_s: float
 ) -> tuple[float, int, float] | None:
     seconds = latencies_s(measured, metric)
     known = np.where(measured.cancelled, seconds > limit_s, ~np.isnan(seconds))
@@ -44,7 +44,7 @@ def _requests_beyond(
     if not len(in_order):
         return None
     share = float(np.mean(in_order > limit_s))
-    shared = Shared.of(measured, None).of_known(known)
+    shared = Shared.of(cell, measured).of_known(known)
     return share, len(in_order), sample_worth(in_order, limit_s, shared)
 
 
@@ -56,11 +56,12 @@ def sample_worth(in_order: Floats, limit: float, shared: Shared = ALONE) -> floa
         worth = min(shared.worth(in_order)(each).sure for each in (limit, middle))
         return max(min(worth, len(in_order)), 1.0)
     by_rank = len(in_order) / rank_autocorrelation_time(in_order)
-    return max(min(effective_n(in_order, limit), by_rank), 1.0)
+    worth = effective_n(in_order, limit, in_step=shared.in_step)
+    return max(min(worth, by_rank), 1.0)
 
 
 def _gaps_beyond(
-    measured: Requests, metric: str, limit_s: float
+    cell: Cell, measured: Requests, metric: str, limit_s: float
 ) -> tuple[float, int, float] | None:
     """Those of the good replies. A reply's gaps are a cluster."""
     good = measured.where(measured.good)
@@ -69,5 +70,5 @@ def _gaps_beyond(
         return None
     hits = gap.at_most(gaps, limit_s)
     share = 1 - float(hits.sum()) / len(gaps.values)
-    worth = gaps_worth(hits, gaps.sizes, Shared.of(good, None))
+    worth = gaps_worth(hits, gaps.sizes, Shared.of(cell, good))
     return share, len(gaps.values), min(worth.sure, float(len(gaps.values)))

@@ -158,9 +158,10 @@ class Chance(NamedTuple):
     high: float
 
 
-def chance(waits_s: Floats, spent: Sums, budget_s: float) -> Chance | None:
+def chance(waits_s: Floats, spent: Sums, budget_s: float, alone: float = 1.0) -> Chance | None:
     """P(stages + wait ≤ budget), where the LLM's ``waits_s`` are a sample, with +∞ for a turn that
-    it never answered; ``None`` without a sample.
+    it never answered; ``None`` without a sample. They are worth as many independent ones as the
+    share ``alone`` of them.
 
     With fixed stages a turn is in budget or not. Else each wait has a chance of its own, by the
     draws of the stages: the mean of these varies less than a count of as many turns would, so that
@@ -175,7 +176,7 @@ def chance(waits_s: Floats, spent: Sums, budget_s: float) -> Chance | None:
     draws = len(within)
     value = float(within.mean()) / n
     by_wait = 1 - np.cumsum(np.bincount(within, minlength=n + 1))[:n] / draws
-    parts = [_worth(by_wait, value)]
+    parts = [_worth(by_wait, value) * alone]
     for pick in spent.picks:
         by_value = np.bincount(pick, weights=within) / np.bincount(pick) / n
         parts.append(_worth(by_value, value))

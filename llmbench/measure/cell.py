@@ -10,7 +10,7 @@ from llmbench.measure.cost import cost
 from llmbench.measure.metrics import measure
 from llmbench.measure.repeats import pool
 from llmbench.measure.requests import Requests
-from llmbench.measure.ruler import add_calibration
+from llmbench.measure.ruler import add_calibration, add_to_intervals
 from llmbench.measure.slo import limits_ms, objectives
 from llmbench.measure.summary import NO_LIMITS, summarize
 from llmbench.measure.timeline import decode
@@ -60,6 +60,7 @@ def report_cells(
         verdicts = [judged(run.cell, run.facts) for run in its]
         target = targets[facts.target]
         cell = verdicts[0] if facts.row is None else pooled(target, its, verdicts, limits)
+        add_to_intervals(cell)
         price = targets[facts.target].price
         cell.agreement = shares[facts.target]
         cell.slo = objectives(cell, limits) or None

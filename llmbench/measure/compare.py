@@ -38,7 +38,7 @@ from llmbench.measure.gaps import means, token_gaps
 from llmbench.measure.likeness import Side
 from llmbench.measure.rates import FEWEST_FOR_A_RATE
 from llmbench.measure.requests import Int32s, Requests
-from llmbench.measure.shared import Shared
+from llmbench.measure.shared import Shared, can_step
 from llmbench.measure.statistics import NORMAL, Floats, Ints, Worth, Z, freedom_of, student
 from llmbench.plan.segments import FEWEST as FEWEST_SEGMENTS
 from llmbench.records import Cell
@@ -174,7 +174,7 @@ def _compare(metric: str, base: Side, other: Side, rng: np.random.Generator) -> 
         ci95=ci95,
         ci90=ci90,
         ruler=off,
-        p_value=_p_value(ratio, ci95),
+        p_value=_p_value(ratio, ci95, a.runs + b.runs - 2 if by_run else freedom),
     )
 
 
@@ -206,7 +206,7 @@ def _bounds(metric: str, base: Side, other: Side) -> tuple[Interval, Interval] |
 
 def _bounds_of(name: str, p: str, side: Side) -> Interval:
     runs = [_latencies(name, p, cell, its) for cell, its in side.measured()]
-    _, ordered, worth = _pooled(runs, QUANTILES[p], _unit(side))
+    _, ordered, worth = _pooled(runs, QUANTILES[p], side)
     low, high = stats.bounds(ordered, QUANTILES[p], worth)
     cut = min(each.cut for each in runs)
     if high is not None and high >= cut:
@@ -216,7 +216,7 @@ def _bounds_of(name: str, p: str, side: Side) -> Interval:
     return least, math.inf if high is None else high + off
 
 
-def _pooled(runs: "Sequence[Latencies]", share: float, unit: int) -> tuple[Floats, Floats, Worth]:
+def _pooled(runs: "Sequence[Latencies]", share: float, side: Side) -> tuple[Floats, Floats, Worth]:
     """The values of all ``runs``, as they are and in order, and how many independent ones they are
     worth at a quantile."""
     values = np.concatenate([each.values for each in runs])
@@ -225,7 +225,8 @@ def _pooled(runs: "Sequence[Latencies]", share: float, unit: int) -> tuple[Float
     ordered = np.sort(values)
     numbers = np.repeat(np.arange(len(runs), dtype=np.int32), [len(each.values) for each in runs])
     segments = np.concatenate([each.segments for each in runs])
-    shared = Shared(numbers if len(runs) > 1 else None, segments, unit)
+    in_step = can_step(side.cells[0])
+    shared = Shared(numbers if len(runs) > 1 else None, segments, _unit(side), in_step)
     return values, ordered, shared.worth_within(values)(stats.quantile(ordered, share))
 
 
@@ -238,7 +239,7 @@ def _drawn(metric: str, side: Side, by_run: bool, rng: np.random.Generator) -> D
     if name in RATES:
         return _rate(name, side, by_run, rng)
     runs = [_latencies(name, p, cell, its) for cell, its in side.measured()]
-    return _quantile(p, runs, _unit(side), by_run, rng)
+    return _quantile(p, runs, side, by_run, rng)
 
 
 class Latencies(NamedTuple):
@@ -280,10 +281,10 @@ def _seconds(name: str, measured: Requests) -> Floats:
 
 
 def _quantile(
-    p: str, runs: Sequence[Latencies], unit: int, by_run: bool, rng: np.random.Generator
+    p: str, runs: Sequence[Latencies], side: Side, by_run: bool, rng: np.random.Generator
 ) -> Drawn:
-    share = QUANTILES[p]
-    values, ordered, worth = _pooled(runs, share, unit)
+    share, unit = QUANTILES[p], _unit(side)
+    values, ordered, worth = _pooled(runs, share, side)
     value = stats.quantile(ordered, share) if len(ordered) else math.nan
     if not stats.carries(len(values), share, worth):
         fewest, has = stats.fewest(share), int(min(worth.n, len(values)))
@@ -488,8 +489,10 @@ def _ruler_ms(name: str, p: str, side: Side) -> float:
     return max((cell.ruler.ttft_error_ms or {}).get(p, 0.0) for cell in side.cells)
 
 
-def _p_value(ratio: float, ci95: Interval) -> float:
-    """How likely a ratio as far from 1 is by chance, from the half of the interval towards 1."""
+def _p_value(ratio: float, ci95: Interval, freedom: float | None = None) -> float:
+    """How likely a ratio as far from 1 is by chance, from the half of the interval towards 1. With
+    so many degrees of ``freedom`` of Student's t, whose tail is taken for the normal one by D. L.
+    Wallace's transformation (Ann. Math. Stat. 30, 1959)."""
     near = ci95[0] if ratio >= 1 else ci95[1]
     if ratio == 0 or math.isinf(ratio):
         return 0.0 if (near > 1) == (ratio > 1) and near != 1 else 1.0
@@ -497,4 +500,8 @@ def _p_value(ratio: float, ci95: Interval) -> float:
     effect = abs(math.log(ratio))
     if half == 0:
         return 1.0 if effect == 0 else 0.0
-    return math.erfc(Z * effect / half / math.sqrt(2))
+    if freedom is None:
+        return math.erfc(Z * effect / half / math.sqrt(2))
+    t = student((1 + CONFIDENCE) / 2, freedom) * effect / half
+    z = math.sqrt(freedom * math.log1p(t * t / freedom)) * (8 * freedom + 1) / (8 * freedom + 3)
+    return math.erfc(z / math.sqrt(2))

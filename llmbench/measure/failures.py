@@ -1,10 +1,9 @@
 """How many requests of each side of a comparison failed, and how sure their share is."""
 
-import numpy as np
 from msgspec import Struct
 
-from llmbench.measure.autocorrelation import effective_n
 from llmbench.measure.likeness import Side
+from llmbench.measure.shared import Shared, share_worth
 from llmbench.measure.statistics import wilson
 
 
@@ -24,9 +23,9 @@ def failures(side: Side) -> Failures:
     """Those of all runs of ``side``, by Wilson's interval of what the requests are worth."""
     failed = n = 0
     worth = 0.0
-    for _, requests in side.measured():
-        lost = requests.lost.astype(np.float64)
+    for cell, requests in side.measured():
+        lost = requests.lost
         failed, n = failed + int(lost.sum()), n + len(lost)
-        worth += effective_n(lost, 0.0)
+        worth += share_worth(lost, Shared.of(cell, requests))
     ci95 = wilson(failed / n * worth, worth) if n else (0.0, 1.0)
     return Failures(failed=failed, n=n, ci95=ci95)

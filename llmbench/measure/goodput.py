@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from llmbench.measure.requests import Mask, Requests
+from llmbench.measure.shared import Shared, share_worth
 from llmbench.measure.statistics import Floats, wilson
 from llmbench.records import Cell, Goodput
 
@@ -43,6 +44,8 @@ def goodput(cell: Cell, measured: Requests, objectives_ms: Mapping[str, float]) 
     if not len(measured) or any(_withheld(cell, metric, measured) for metric in limits_ms):
         return None
     is_good, is_bad = fates(measured, limits_ms)
+    known = is_good | is_bad
+    worth = share_worth(is_bad[known], Shared.of(cell, measured).of_known(known))
     good, bad = int(is_good.sum()), int(is_bad.sum())
     ok, tokens = measured.good, int(measured.tokens[is_good].sum())
     return Goodput(
@@ -52,7 +55,7 @@ def goodput(cell: Cell, measured: Requests, objectives_ms: Mapping[str, float]) 
         unknown=len(measured) - good - bad,
         tokens=tokens,
         share=good / (good + bad) if good + bad else None,
-        ci95=wilson(good, good + bad) if good + bad else None,
+        ci95=wilson(good / (good + bad) * worth, worth) if good + bad else None,
         per_s=_part(cell.requests_per_s, good, int(ok.sum())),
         tokens_per_s=_part(cell.otps, tokens, int(measured.tokens[ok].sum())),
     )

@@ -23,7 +23,7 @@ def add_latencies(cell: Cell, measured: Requests) -> None:
     if measured.due.any():
         cell.ttft_from_sent_ms, _ = latency_block(cell, measured, "ttft_s", from_sent=True)
         cell.e2e_from_sent_ms, _ = latency_block(cell, measured, "e2e_s", from_sent=True)
-    shared = Shared.of(measured, cell.batch_size)
+    shared = Shared.of(cell, measured)
     paces = np.where(measured.tpot_s > 0, measured.tpot_s, np.nan)
     if not np.isnan(paces).all():
         cell.tpot_ms = block(with_lost(measured, paces * MS, np.inf), shared)
@@ -50,7 +50,7 @@ def latency_block(
         return None, ""
     censored = ~there & (requests.cancelled | requests.cut)
     if not censored.any():
-        shared = Shared.of(requests, cell.batch_size)
+        shared = Shared.of(cell, requests)
         return block(with_lost(requests, ms, np.inf), shared), ""
     cut_ms = ((requests.end_ns - requests.start_ns) / 1e9 - shift_s) * MS
     unit = float(cell.batch_size or 1)

@@ -115,6 +115,26 @@ def untimed(cell: Cell) -> dict[str, float]:
     }
 
 
+def add_to_intervals(cell: Cell) -> None:
+    """Let no interval of a latency be narrower than what the ruler itself can be off by: a server
+    that is steady to a microsecond is not known to one. The ends of replies are stamped as their
+    first tokens are."""
+    for block, errors_ms in (
+        (cell.ttft_ms, cell.ruler.ttft_error_ms),
+        (cell.e2e_ms, cell.ruler.ttft_error_ms),
+        (cell.itl_ms, cell.ruler.itl_error_ms),
+        (cell.icl_ms, cell.ruler.itl_error_ms),
+    ):
+        if block is None or errors_ms is None:
+            continue
+        for name, (low, high) in block.ci95.items():
+            value = block.estimate(name)
+            if value is not None:
+                # of p90, which is not bounded by itself, as that of p95
+                error_ms = errors_ms[name] if name in errors_ms else errors_ms["p95"]
+                block.ci95[name] = min(low, value - error_ms), max(high, value + error_ms)
+
+
 def timed(cell: Cell) -> Iterator[tuple[str, float, float]]:
     """Each quantile whose timing error is bounded: its name, its value and the bound, in ms."""
     for metric, block, errors_ms in (

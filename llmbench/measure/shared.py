@@ -15,6 +15,7 @@ from llmbench.measure.autocorrelation import Dependence
 from llmbench.measure.requests import Int32s, Mask, Requests
 from llmbench.measure.statistics import Floats, Ints, Worth
 from llmbench.plan.segments import FEWEST
+from llmbench.records import Cell
 
 Worths = Callable[[float], Worth]
 """What a sample is worth at a quantile, by that quantile's value."""
@@ -22,20 +23,23 @@ Worths = Callable[[float], Worth]
 
 class Shared(NamedTuple):
     """What requests in the order of time share beside their neighbours in time: the run and the
-    segment of each, where there are several, and the batch, ``unit`` of them together."""
+    segment of each, where there are several, and the batch, ``unit`` of them together. Where
+    several streams wait for each other they may be ``in_step``, and repeat themselves."""
 
     runs: Int32s | None = None
     segments: Int32s | None = None
     unit: int = 1
+    in_step: bool = False
 
     @classmethod
-    def of(cls, requests: Requests, batch_size: int | None) -> "Shared":
-        """What ``requests`` share; ``batch_size`` is that of static batches."""
+    def of(cls, cell: Cell, requests: Requests) -> "Shared":
+        """What ``requests`` of ``cell`` share."""
         runs, segments = requests.run, requests.segment
         return cls(
             runs if runs.any() else None,
             segments if segments.any() else None,
-            batch_size or 1,
+            cell.batch_size or 1,
+            can_step(cell),
         )
 
     @property
@@ -50,10 +54,9 @@ class Shared(NamedTuple):
 
     def of_known(self, known: Mask) -> "Shared":
         """The same of those requests alone that are ``known``."""
-        return Shared(
-            None if self.runs is None else self.runs[known],
-            None if self.segments is None else self.segments[known],
-            self.unit,
+        return self._replace(
+            runs=None if self.runs is None else self.runs[known],
+            segments=None if self.segments is None else self.segments[known],
         )
 
     def worth(self, values: Floats) -> Worths:
@@ -83,10 +86,25 @@ class Shared(NamedTuple):
 
             return by_clusters
         if self.runs is None:
-            alone = Dependence(values, self.unit).worth
+            alone = self._series(values).worth
             return lambda value: Worth(alone(value))
-        series = [Dependence(values[self.runs == run], self.unit) for run in np.unique(self.runs)]
+        series = [self._series(values[self.runs == run]) for run in np.unique(self.runs)]
         return lambda value: Worth(sum(each.worth(value) for each in series))
+
+    def _series(self, values: Floats) -> Dependence:
+        return Dependence(values, self.unit, in_step=self.in_step)
+
+
+def can_step(cell: Cell) -> bool:
+    """Whether the streams of ``cell`` can be in step: a closed loop's that are several."""
+    return cell.arrivals is None and not cell.batch_size and (cell.concurrency or 1) > 1
 
 
 ALONE = Shared()
+
+
+def share_worth(hits: Mask, shared: Shared) -> float:
+    """How many independent requests tell as much of the share of them that are ``hits``."""
+    if not len(hits):
+        return 0.0
+    return min(shared.worth_within(hits.astype(np.float64))(0.0).sure, float(len(hits)))

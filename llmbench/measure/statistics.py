@@ -63,18 +63,23 @@ def fewest(p: float, confidence: float = CONFIDENCE) -> int:
 
 
 def interval(
-    ordered: Reals, p: float, worth: Worth, confidence: float = CONFIDENCE
+    ordered: Reals, p: float, worth: Worth | float, confidence: float = CONFIDENCE
 ) -> tuple[float, float] | None:
-    """The interval of quantile ``p``, or ``None`` where the sample is too small to have one."""
+    """The interval of quantile ``p``, or ``None`` where the sample is too small to have one.
+
+    ``worth`` is how many independent values ``ordered`` is worth.
+    """
     low, high = bounds(ordered, p, worth, confidence)
     return None if low is None or high is None else (low, high)
 
 
 def bounds(
-    ordered: Reals, p: float, worth: Worth, confidence: float = CONFIDENCE
+    ordered: Reals, p: float, worth: Worth | float, confidence: float = CONFIDENCE
 ) -> tuple[float | None, float | None]:
     """What quantile ``p`` is at least and at most: the ends of its interval, each where the sample
     is large enough to have it."""
+    if not isinstance(worth, Worth):
+        worth = Worth(worth)
     if carries(len(ordered), p, worth, confidence) and worth.freedom is not None:
         return _bounds_by_clusters(ordered, p, worth.n, worth.freedom, confidence)
     n = min(int(worth.sure), len(ordered))
@@ -180,7 +185,7 @@ def cluster_worth(hits: Reals | Ints, sizes: Ints) -> Worth:
     share = float(hits.sum()) / total
     independent = share * (1 - share)
     if independent == 0:  # nothing shows how they vary
-        return Worth(float(count), count - 1)
+        return Worth(total, count - 1)
     most = MOST_GAIN * total
     variance = ratio_variance(hits, sizes)
     return Worth(independent / max(variance, independent / most), count - 1)

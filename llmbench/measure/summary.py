@@ -21,6 +21,7 @@ from llmbench.measure.ruler import from_evidence
 from llmbench.measure.settling import add_drift, without_warmup
 from llmbench.measure.shared import Shared
 from llmbench.measure.stages import stages
+from llmbench.measure.step import add_step
 from llmbench.measure.turns import cached_share, prompt_range, range_of, tpot_by_length, turns
 from llmbench.plan.arrivals import read_rate
 from llmbench.records import (
@@ -70,7 +71,7 @@ def add_goodput(cell: Cell, measured: Requests, limits_ms: Mapping[str, float]) 
         for name, limit_ms in limits_ms.items()
         if getattr(cell, f"{name.partition('.')[0]}_ms") is not None
     }
-    cell.beyond = beyond(measured, shown) or None
+    cell.beyond = beyond(cell, measured, shown) or None
 
 
 def settled(cell: Cell, load: Load, requests: Requests) -> Requests:
@@ -115,6 +116,7 @@ def _add_figures(
         cell.stages_ms, cell.stages_source = told
     if _is_constant(load):
         add_drift(cell, good)
+    add_step(cell, load, measured)
     add_goodput(cell, measured, limits_ms)
 
 
@@ -190,7 +192,7 @@ def _gaps(cell: Cell, measured: Requests, good: Requests) -> None:
     if not len(icl.values):
         return
     ordered = np.sort(icl.values)
-    shared = Shared.of(good, cell.batch_size)
+    shared = Shared.of(cell, good)
     cell.icl_ms = gaps_block(icl, ordered, shared)
     cell.burst_index = gap.burst_index(ordered)
     cell.delayed_ack_share = gap.delayed_ack_share(ordered)
@@ -211,7 +213,7 @@ def _gaps(cell: Cell, measured: Requests, good: Requests) -> None:
         means_ms = np.full(len(measured), np.nan)
         means_ms[measured.good] = gap.means(gaps) * MS
         cell.itl_request_mean_ms = block(
-            with_lost(measured, means_ms, np.inf), Shared.of(measured, cell.batch_size)
+            with_lost(measured, means_ms, np.inf), Shared.of(cell, measured)
         )
         cell.itl_imputed_share = itl.imputed_share
 

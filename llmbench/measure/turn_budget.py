@@ -13,6 +13,7 @@ from llmbench.measure.beyond import sample_worth
 from llmbench.measure.blocks import MS, block
 from llmbench.measure.budget import Chance, Level, Stage, Sums, Verdict
 from llmbench.measure.metrics import measure
+from llmbench.measure.shared import Shared, can_step
 from llmbench.measure.speech import Manner, Speech, read, speech
 from llmbench.measure.statistics import Floats
 from llmbench.plan.search import Answer, Beyonds, Search
@@ -133,7 +134,7 @@ def budget_row(cell: Cell, requests: Sequence[Spoken], asked: Budget) -> BudgetR
     """How the measured ``requests`` of ``cell`` fare against what was ``asked``."""
     rng = chances.generator(SEED)
     replies = counted(cell, requests)
-    waits_s = _waits_s(replies, asked.budget_s)
+    waits_s, shared = _waits_s(cell, replies, asked.budget_s)
     turns_s = chances.turns_s(waits_s, asked.spent, rng) if len(waits_s) else np.empty(0)
     row = BudgetRow(
         target=cell.target,
@@ -147,7 +148,7 @@ def budget_row(cell: Cell, requests: Sequence[Spoken], asked: Budget) -> BudgetR
         cache_asked=cell.cache_asked,
         turns=len(replies),
         answered=int(np.isfinite(waits_s).sum()),
-        ttsc_ms=_block(waits_s),
+        ttsc_ms=block(waits_s * MS, shared),
         turn_ms=Quantiles(
             p50=_quantile_ms(turns_s, 0.5, len(waits_s)),
             p95=_quantile_ms(turns_s, 0.95, len(waits_s)),
@@ -156,9 +157,12 @@ def budget_row(cell: Cell, requests: Sequence[Spoken], asked: Budget) -> BudgetR
         verdict=cell.verdict,
         reasons=list(cell.reasons),
     )
-    if told := chances.chance(waits_s, asked.spent, asked.budget_s):
+    if len(waits_s):
+        left_s = chances.left_s(asked.spent, asked.budget_s, 0.5)
+        row.worth = sample_worth(waits_s, left_s, shared)
+    alone = row.worth / len(waits_s) if row.worth is not None else 1.0
+    if told := chances.chance(waits_s, asked.spent, asked.budget_s, alone):
         row.in_budget, row.in_budget_ci95 = told.value, (told.low, told.high)
-        row.worth = sample_worth(waits_s, chances.left_s(asked.spent, asked.budget_s, 0.5))
         slow_ms = _quantile_ms(turns_s, asked.share, len(waits_s))
         row.left_ms = None if slow_ms is None else asked.budget_s * MS - slow_ms
     _add_speech(row, [each.speech for each in replies])
@@ -166,25 +170,25 @@ def budget_row(cell: Cell, requests: Sequence[Spoken], asked: Budget) -> BudgetR
     return row
 
 
-def _waits_s(replies: Sequence[Spoken], budget_s: float) -> Floats:
-    """How long each turn waited for something to say. Of one that was cut off before, within the
-    budget, nobody knows."""
-    waits = []
+def _waits_s(cell: Cell, replies: Sequence[Spoken], budget_s: float) -> tuple[Floats, Shared]:
+    """How long each turn waited for something to say, and what those turns share. Of one that was
+    cut off before, within the budget, nobody knows."""
+    waits, segments = [], []
     for request, its in replies:
         if its.reaction_s is not None:
             waits.append(its.reaction_s)
         elif not _was_cut_off_early(request, budget_s):
             waits.append(np.inf)
-    return np.array(waits)
+        else:
+            continue
+        segments.append(request.segment)
+    of_each = np.array(segments, dtype=np.int32)
+    return np.array(waits), Shared(segments=of_each, in_step=can_step(cell))
 
 
 def _was_cut_off_early(request: RequestMetrics, budget_s: float) -> bool:
     waited_s = (request.end_ns - request.start_ns) / 1e9
     return request.failure == "cancelled" and waited_s < budget_s
-
-
-def _block(waits_s: Floats) -> Block:
-    return block(waits_s * MS)
 
 
 def _quantile_ms(ordered_s: Floats, p: float, n: int) -> float | None:
@@ -217,13 +221,13 @@ def _by_turn(cell: Cell, replies: Sequence[Spoken], asked: Budget) -> list[TurnR
     rows = []
     for turn in cell.turns or ():
         its = [each for each in replies if each.request.turn == turn.turn - 1]
-        waits_s = _waits_s(its, asked.budget_s)
+        waits_s, shared = _waits_s(cell, its, asked.budget_s)
         told = chances.chance(waits_s, asked.spent, asked.budget_s)
         rows.append(
             TurnRow(
                 turn=turn.turn,
                 ttft_ms=turn.ttft_ms,
-                ttsc_ms=_block(waits_s),
+                ttsc_ms=block(waits_s * MS, shared),
                 prompt_tokens=turn.prompt_tokens,
                 in_budget=told.value if told else None,
             )

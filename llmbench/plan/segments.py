@@ -23,6 +23,9 @@ COST_TURNS = 3.0
 is waited for under full load, then every stream ends its own and waits for up to a mean reply."""
 
 
+SENT_TURNS = 2.3
+"""So many requests a stream are sent for that: the last ones before, the first ones after."""
+
 FEWEST_TURNS = FEWEST * (1 + COST_TURNS)
 """Of a time in which each stream can send no more requests on end there is one segment."""
 

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from llmbench.errors import UserError
 from llmbench.measure.rates import rate_reach
-from llmbench.measure.shared import Shared
+from llmbench.measure.shared import ALONE, Shared
 from llmbench.measure.statistics import (
     Floats,
     fewest,
@@ -44,12 +44,14 @@ class Seen(NamedTuple):
     too, and what they brought, in any unit."""
 
     ttft_s: Sequence[float]
-    segment: Sequence[float]
+    segment: Sequence[float] = ()
     took_s: Sequence[float] = ()
     brought: Sequence[float] = ()
 
     @property
     def shared(self) -> Shared:
+        if not len(self.segment):
+            return ALONE
         return Shared(segments=np.asarray(self.segment, dtype=np.int32))
 
 

@@ -76,7 +76,7 @@ def render_json(comparison: Comparison) -> str:
 
 def render_table(comparison: Comparison) -> str:
     """The comparison for a terminal, within 100 columns."""
-    parts = ["\n".join(map(wrapped, _names(comparison)))]
+    parts = ["\n".join(map(wrapped, [*_names(comparison), *_single(comparison)]))]
     for head, heads, rows in _tables(comparison):
         drawn = grid([f"{each}\n" for each in heads], rows, gap=2, left=_left(comparison))
         if max(map(len, drawn.splitlines())) > WIDTH:
@@ -89,7 +89,7 @@ def render_table(comparison: Comparison) -> str:
 
 def render_markdown(comparison: Comparison) -> str:
     """The same for a pull request."""
-    parts = ["\n".join(f"- {line}" for line in _names(comparison))]
+    parts = ["\n".join(f"- {line}" for line in [*_names(comparison), *_single(comparison)])]
     for head, heads, rows in _tables(comparison):
         left = _left(comparison)
         table = tabulate.tabulate(
@@ -249,6 +249,21 @@ def _names(comparison: Comparison) -> list[str]:
     return [f"{letter}: {run}" for letter, run in zip(letters, comparison.runs, strict=True)]
 
 
+def _single(comparison: Comparison) -> list[str]:
+    """What no interval knows where a side is one run."""
+    runs = [
+        each.runs
+        for pair in comparison.pairs
+        for result in pair.results
+        for each in (result.baseline, result.other)
+    ]
+    if min(runs, default=2) > 1:
+        return []
+    return [
+        "one run a side: what changes from run to run is in no interval (several of one: RUN,RUN)"
+    ]
+
+
 def _notes(comparison: Comparison) -> list[str]:
     return [
         *_rule_lines(comparison),
@@ -344,10 +359,5 @@ def _methods(comparison: Comparison) -> list[str]:
         lines[1] = (
             f"{DIFFERS}: differs from A beyond chance; {SAME}: same within "
             f"{percent(comparison.margin)}%; ±: half of the 95% interval; itl: a request's mean"
-        )
-    if any(min(each.baseline.runs, each.other.runs) == 1 for each in results):
-        lines.append(
-            "one run on a side: what changes from run to run is in no interval; several runs of "
-            "one side are written RUN,RUN"
         )
     return lines

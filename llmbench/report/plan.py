@@ -10,6 +10,7 @@ from llmbench.plan.arrivals import read_rate
 from llmbench.plan.grid import grid
 from llmbench.plan.lengths import read_seconds
 from llmbench.plan.search import LEAST_REQUESTS, MOST_PROBES, MOST_REQUESTS
+from llmbench.plan.segments import COST_TURNS, SENT_TURNS, by_requests
 from llmbench.plan.until import ENOUGH, FEWEST_A_STREAM, LOOKS
 from llmbench.records import TRACE, CellFacts, Load
 from llmbench.report.table import wrapped
@@ -119,10 +120,13 @@ def _spread(spread: Spread) -> str:
 
 def _summary(sweep: Sweep, cells: list[CellFacts], found: Survey | None) -> list[str]:
     starting = [target.name for target in sweep.targets() if target.engine]
-    requests = sum(_measured(cell.load, found) + cell.load.warmup for cell in cells)
+    requests = sum(_measured(cell.load, found) + _beside(cell.load, False) for cell in cells)
     budgets_s = {cell.load.budget_s for cell in cells} - {None}
     by_time = bool(budgets_s) or any(cell.load.duration_s is not None for cell in cells)
-    sent = "by time" if by_time else f"{requests:,} requests with warm-up"
+    beside = "warm-up and what lies between segments"
+    if not any(map(_anew, (cell.load for cell in cells))):
+        beside = "warm-up"
+    sent = "by time" if by_time else f"{requests:,} requests with {beside}"
     lines = [f"{_counted(cells)}, {sent}, about {duration(total_s(sweep, cells, found))}"]
     if budgets_s:
         spans = " or ".join(
@@ -169,7 +173,22 @@ def _counted(cells: list[CellFacts]) -> str:
 def _requests(cell: CellFacts, found: Survey | None) -> str:
     load = cell.load
     by_time = load.duration_s is not None or (load.budget_s is not None and not load.rate)
-    return f"{'by time' if by_time else _measured(load, found)} + {load.warmup}"
+    return f"{'by time' if by_time else _measured(load, found)} + {_beside(load, by_time)}"
+
+
+def _beside(load: Load, by_time: bool) -> int:
+    """The requests that are not measured: the warm-up, and what lies between segments."""
+    if by_time:
+        return load.warmup
+    return load.warmup + round(_anew(load) * SENT_TURNS * load.concurrency)
+
+
+def _anew(load: Load) -> int:
+    """How often the streams of a load that is counted are set off anew, if more than once."""
+    if not load.segments or load.rate:
+        return 0
+    segments = by_requests(load.requests, load.concurrency, load.segments).most
+    return segments if segments > 1 else 0
 
 
 def _measured(load: Load, found: Survey | None) -> int:
@@ -197,7 +216,8 @@ def seconds(cell: CellFacts, found: Survey | None = None) -> float:
     if load.budget_s is not None:
         fewest_s = min(FEWEST_A_STREAM * reply_s, 2 * load.budget_s)
         return warmup_s + max(load.budget_s, fewest_s)
-    return warmup_s + -(-load.requests // load.concurrency) * reply_s
+    turns = -(-load.requests // load.concurrency) + _anew(load) * COST_TURNS
+    return warmup_s + turns * reply_s
 
 
 def _open_loop_s(load: Load, found: Survey | None) -> float:
