@@ -262,9 +262,9 @@ def test_a_loop_whose_segments_lie_far_apart_is_in_step() -> None:
     assert times > 3
     assert len(notes) == 1
     assert notes[0].startswith(
-        "in step: who waits depends on how streams happened to start; of TTFT 256"
+        "in step: TTFT depends on how streams happened to start; 256 requests"
     )
-    assert "intervals go by its 16 starts" in notes[0]
+    assert "(intervals go by 16 starts)" in notes[0]
     assert told(rng.normal(100, 20, 256).tolist(), segments) == (None, [])
 
 
@@ -275,7 +275,7 @@ def test_one_window_that_repeats_itself_is_in_step() -> None:
     ttfts = (np.tile(waits, 20) + rng.normal(0, 0.5, 120)).tolist()
     times, notes = told(ttfts, [1] * 120)
     assert times == pytest.approx(20, rel=0.1)
-    assert "of TTFT 120 requests are worth 6 (more time or --repeat 4 would tell more)" in notes[0]
+    assert "120 requests are worth 6 (--repeat 4 tells more)" in notes[0]
     _, notes = told(ttfts, [0] * 120, start="together")
     assert "as --start together wants it" in notes[0]
     assert told(ttfts, [1] * 120, concurrency=1) == (None, [])

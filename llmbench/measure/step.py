@@ -28,10 +28,10 @@ def add_step(cell: Cell, load: Load, measured: Requests) -> None:
     values, shared = ttft_s[known], Shared.of(cell, measured).of_known(known)
     clusters = shared.clusters
     if clusters is None:
-        times, advice = repetition_time(values), "more time or --repeat 4 would tell more"
+        times, advice = repetition_time(values), "--repeat 4 tells more"
     else:
         count = int(clusters.max()) + 1
-        times, advice = _effect(values, shared), f"intervals go by its {count} starts"
+        times, advice = _effect(values, shared), f"intervals go by {count} starts"
         if times <= _by_chance(count - 1):
             return
     if times <= 1:
@@ -40,8 +40,8 @@ def add_step(cell: Cell, load: Load, measured: Requests) -> None:
     if load.start == "together":
         advice = "as --start together wants it"
     cell.notes.append(
-        f"in step: who waits depends on how streams happened to start; of TTFT {len(values)} "
-        f"requests are worth {max(len(values) / times, 1):.0f} ({advice})"
+        f"in step: TTFT depends on how streams happened to start; {len(values)} requests are "
+        f"worth {max(len(values) / times, 1):.0f} ({advice})"
     )
 
 
