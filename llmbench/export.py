@@ -61,6 +61,7 @@ COLUMNS = {
     "token_source": str,
     "failure": str,
     "finish": str,
+    "segment": int,
 }
 """The columns of a request and their types; docs/export.md says what they mean."""
 
@@ -165,6 +166,7 @@ def _request_part(trace: Trace, request: RequestMetrics) -> Row:
         request.token_source,
         request.failure or None,
         request.finish or None,
+        request.segment,
     )
 
 

@@ -287,7 +287,9 @@ def _quantile(
     values, ordered, worth = _pooled(runs, share, side)
     value = stats.quantile(ordered, share) if len(ordered) else math.nan
     if not stats.carries(len(values), share, worth):
-        fewest, has = stats.fewest(share), int(min(worth.n, len(values)))
+        fewest, has = stats.needed(share, worth), int(min(worth.n, len(values)))
+        if has >= fewest:  # the clusters would do, but there are too few values
+            fewest, has = stats.fewest(share), len(values)
         raise NotCompared(f"{p} needs {fewest} independent requests a side{ONE_HAS}{has}")
     cut = min(each.cut for each in runs)
     if math.isfinite(cut) and value >= cut:

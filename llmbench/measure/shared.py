@@ -96,8 +96,10 @@ class Shared(NamedTuple):
 
 
 def can_step(cell: Cell) -> bool:
-    """Whether the streams of ``cell`` can be in step: a closed loop's that are several."""
-    return cell.arrivals is None and not cell.batch_size and (cell.concurrency or 1) > 1
+    """Whether the streams of ``cell`` can be in step: a closed loop's that are several, and whose
+    requests are of one kind. The turns of a conversation repeat themselves by what they are."""
+    several = cell.arrivals is None and not cell.batch_size and (cell.concurrency or 1) > 1
+    return several and cell.cache_asked != "session"
 
 
 ALONE = Shared()

@@ -93,6 +93,11 @@ def bounds(
     )
 
 
+def needed(p: float, worth: Worth) -> int:
+    """How many independent values an interval of quantile ``p`` takes."""
+    return fewest(p) if worth.freedom is None else math.ceil(LEAST_BEYOND / min(p, 1 - p) - 1e-9)
+
+
 def carries(count: int, p: float, worth: Worth, confidence: float = CONFIDENCE) -> bool:
     """Whether ``count`` values that are ``worth`` so much have an interval for quantile ``p``."""
     if worth.freedom is None:
