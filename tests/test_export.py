@@ -120,6 +120,7 @@ EXPECTED_LATE = {
     "token_source": "usage",
     "failure": None,
     "finish": "length",
+    "segment": 0,
 }
 
 
