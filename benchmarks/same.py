@@ -3,6 +3,7 @@
     python benchmarks/same.py [--pairs 60] [--jobs 4] [--only NAME …]       # about 20 s a pair
     python benchmarks/same.py --engines [--pairs 20]                        # about 60 s a pair
     python benchmarks/same.py --slower 10 [--pairs 30]                      # is a difference found?
+    python benchmarks/same.py --ab [--pairs 20] --only '6 slots'            # in turns, 4 runs a side
 
 Pairs of sweeps of one server, each a process of its own. A server has slots and a line of those
 that wait, as an engine's scheduler has. The long run's value is the median over all runs. Printed
@@ -132,6 +133,28 @@ def called(one: Path, other: Path) -> set[str]:
     }
 
 
+def called_in_turns(server: Server, target: str, folder: Path) -> bool:
+    """Whether ``compare --ab`` calls a server different from itself under another name."""
+    names = [f"{target}?name={name}" for name in ("old", "new")]
+    flags = [*server.flags[: server.flags.index("--requests")], "--requests", "64"]
+    flags += server.flags[server.flags.index("--requests") + 2 :]
+    said = tool("compare", "--ab", *names, *flags, "--out", str(folder), "--format", "json")
+    (pair,) = json.loads(said.stdout)["pairs"]
+    kinds = {each["verdict"]["kind"] for each in pair["results"] if each["headline"]}
+    return bool(kinds & {"slower", "faster"})
+
+
+def row_in_turns(server: Server, pairs: int) -> list[str]:
+    with (
+        tempfile.TemporaryDirectory(prefix="same-") as scratch,
+        serving(server, 1.0) as (_, url),
+    ):
+        count = sum(
+            called_in_turns(server, url, Path(scratch) / str(number)) for number in range(pairs)
+        )
+    return [server.name, str(pairs), f"{count} ({count / pairs:.0%})"]
+
+
 class Held(NamedTuple):
     """How the intervals of one figure fared: in how many runs there was one, the share of them that
     held the long run's value, and how wide they were against what the spread calls for."""
@@ -207,6 +230,7 @@ def main() -> None:
     parser.add_argument("--target", default="", help="with --engines, a server that runs")
     parser.add_argument("--users", default="4", help="with --target")
     parser.add_argument("--slower", type=float, default=0.0, help="the second is so many %% slower")
+    parser.add_argument("--ab", action="store_true", help="by compare --ab, four runs a side")
     parser.add_argument("--keep", type=Path, help="keep the run directories here")
     args = parser.parse_args()
     servers: tuple[Server, ...] = ENGINES if args.engines else SERVERS
@@ -218,7 +242,10 @@ def main() -> None:
     ]
 
     def one(server: Server) -> list[str]:
-        told = row(server, args.pairs, 1 + args.slower / 100, args.keep)
+        if args.ab:
+            told = row_in_turns(server, args.pairs)
+        else:
+            told = row(server, args.pairs, 1 + args.slower / 100, args.keep)
         print(*told, sep=" | ", file=sys.stderr, flush=True)
         return told
 
@@ -227,7 +254,7 @@ def main() -> None:
     heads = ["server", "pairs", "called\ndifferent"]
     if args.slower:
         heads[2] = "found\nslower"
-    else:
+    elif not args.ab:
         heads += ["TTFT holds\np50 p90 p95", "tok/s\nholds", "mean\nhold", "least hold"]
         heads += ["widest", "rarest"]
     print(tabulate(rows, headers=heads, disable_numparse=True))
