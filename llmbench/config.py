@@ -468,8 +468,6 @@ def _where(problem: str, flags: dict[str, Any], config: Path | None) -> str:
         words = f"unknown key '{unknown[1]}'{suggestion(unknown[1], TargetTable.__struct_fields__)}"
     for theirs, ours in _WORDS.items():
         words = words.replace(theirs, ours)
-    if "matching regex" in words:
-        words = "unknown value"
     if words.startswith("unknown value") and (choices := CHOICES.get(below or key)):
         words += f"; there are {', '.join(choices)}"
     place = _place(key, flags, config)

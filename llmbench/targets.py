@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
@@ -22,7 +22,12 @@ COMMAND = "command"
 EMBEDDED = "llamacpp-server:"
 EMBEDDED_NAME = "llama.cpp (embedded)"
 
-ApiName = Annotated[str, Meta(pattern=f"^({'|'.join(NAMES)})$")]
+# msgspec wants the names, mypy a type that it can know.
+if TYPE_CHECKING:
+    ApiName = str
+else:
+    ApiName = Literal[NAMES]
+
 Positive = Annotated[int, Meta(ge=1, le=10_000_000)]
 
 
