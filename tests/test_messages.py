@@ -173,6 +173,15 @@ def test_what_a_reply_begins_with_is_no_count_of_its_tokens() -> None:
     assert counts(start(), last()) == (None, None, None)
 
 
+def test_a_reply_that_came_whole() -> None:
+    parts = [{"type": "thinking", "thinking": "Hm"}, {"type": "text", "text": "Hi"}]
+    usage = {"input_tokens": 9, "output_tokens": 4}
+    reply = {"type": "message", "content": parts, "stop_reason": "max_tokens", "usage": usage}
+    (event,) = told(reply)
+    assert (event.text, event.finish, counts(reply)) == ("Hi", "length", (9, 4, None))
+    assert event.kind == Kind.ANSWER | Kind.USAGE | Kind.FINISH | Kind.DONE
+
+
 KEYS = ["delta", "content_block", "message", "usage", "index", "error", "text"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

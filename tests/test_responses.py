@@ -67,6 +67,12 @@ def test_a_conversation_is_typed_messages() -> None:
     }
 
 
+def test_how_much_to_reason() -> None:
+    assert API.effort("low") == {"reasoning": {"effort": "low"}}
+    assert APIS["messages"].effort("low") == {"output_config": {"effort": "low"}}
+    assert APIS["chat"].effort("low") == {"reasoning_effort": "low"}
+
+
 def test_the_dialects_grow_plainer() -> None:
     assert asked(EXACT)["ignore_eos"] is True
     assert "ignore_eos" not in asked(EXACT, Content(natural_stops=True))
@@ -133,6 +139,18 @@ def test_a_name_stands_in_for_a_missing_type() -> None:
 )
 def test_other_values_than_text_are_read(said: Any, read: str) -> None:
     assert told(delta("output_text", said))[0].text == read
+
+
+def test_a_reply_that_came_whole() -> None:
+    part = {"type": "output_text", "text": "Hi"}
+    output = [{"type": "reasoning", "content": [{"text": "Hm"}]}, {"type": "message"}]
+    output[1]["content"] = [part, part]
+    document = {"object": "response", "error": None, "output": output, **end()["response"]}
+    data = json.dumps(document | {"usage": USED}).encode()
+    for name in ("", "error"):
+        (event,) = API.decode([(0, data, name)])
+        assert (event.text, event.finish, event.error) == ("HiHi", "stop", "")
+        assert event.kind == Kind.ANSWER | Kind.USAGE | Kind.FINISH | Kind.DONE
 
 
 def test_half_a_surrogate_pair_is_a_mark() -> None:

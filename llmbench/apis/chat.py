@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from llmbench.apis.api import Api
-from llmbench.apis.chunks import DONE, decode_all
+from llmbench.apis.chunks import decode_all
 from llmbench.apis.dialect import DIALECTS, Dialect, options
 from llmbench.apis.server_times import with_server_times
 from llmbench.records import Content, Message
@@ -25,7 +25,6 @@ API = Api(
     encode=encode,
     decode=with_server_times(decode_all),
     dialects=DIALECTS,
-    end_marks=(DONE,),
     sdk="chat.completions.create",
     in_process=True,
 )

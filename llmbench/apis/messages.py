@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from llmbench.apis import typed
-from llmbench.apis.api import Api, bearer
+from llmbench.apis.api import Api, EndMarker, bearer
 from llmbench.apis.chunks import DONE
 from llmbench.apis.dialect import Dialect, options
 from llmbench.apis.server_times import with_server_times
@@ -77,6 +77,8 @@ class _Reply:
         except typed.Malformed as problem:
             return typed.failed(data) if name == "error" else typed.malformed(problem)
         kind = typed.word(said, "type") or name
+        if kind == "message":
+            return self._whole(said)
         if "error" in (kind, name) or said.get("error"):
             return typed.failed(said)
         match kind:
@@ -100,6 +102,14 @@ class _Reply:
                 return self._stop()
             case _:
                 return typed.NOTHING
+
+    def _whole(self, message: dict[str, Any]) -> Event:
+        """A reply that came whole, and not as a stream."""
+        self._count(message.get("usage"))
+        reason = typed.word(message, "stop_reason")
+        said = typed.text(message.get("content"))
+        kind = Kind.USAGE | Kind.FINISH | Kind.DONE | (Kind.ANSWER if said else 0)
+        return Event(kind, said, usage=self._usage(), finish=_FINISHES.get(reason, reason))
 
     def _start_block(self, said: dict[str, Any]) -> Event:
         block = said.get("content_block")
@@ -167,6 +177,7 @@ API = Api(
     encode=encode,
     decode=with_server_times(decode),
     dialects=DIALECTS,
-    end_marks=(b"message_stop", DONE),
+    end_marker=EndMarker(b"event", (b"message_stop",)),
     headers=headers,
+    effort=lambda effort: {"output_config": {"effort": effort}},
 )

@@ -7,7 +7,7 @@ import msgspec
 from msgspec.structs import replace
 
 from llmbench.apis import typed
-from llmbench.apis.api import Api
+from llmbench.apis.api import Api, EndMarker
 from llmbench.apis.chunks import DONE
 from llmbench.apis.dialect import Dialect, options
 from llmbench.apis.server_times import with_server_times
@@ -73,13 +73,17 @@ class _Reply:
             said = typed.read(data)
         except typed.Malformed as problem:
             return typed.failed(data) if name == "error" else typed.malformed(problem)
+        if said.get("object") == "response" and not said.get("error"):
+            return _end(said, "completed", _text_of(said))  # it came whole, and not as a stream
         kind = typed.word(said, "type") or name
         if "error" in (kind, name) or said.get("error"):
             return typed.failed(said)
         what, _, step = kind.rpartition(".")
         if what in _PIECES:
             return self._piece(said, what, step)
-        return _end(said, step) if what == "response" and step in _ENDS else typed.NOTHING
+        if what == "response" and step in _ENDS:
+            return _end(said.get("response"), step)
+        return typed.NOTHING
 
     def _piece(self, said: dict[str, Any], what: str, step: str) -> Event:
         """A piece of text, or the whole of one that came without pieces."""
@@ -98,9 +102,9 @@ class _Reply:
         return typed.NOTHING
 
 
-def _end(said: dict[str, Any], step: str) -> Event:
-    """The last event. vLLM calls it completed, whatever became of the reply: its status knows."""
-    response = said.get("response")
+def _end(response: Any, step: str, text: str = "") -> Event:
+    """The end of a ``response``. vLLM calls it completed, whatever became of it: its status
+    knows."""
     status = typed.word(response, "status")
     status = status if status in _ENDS else step
     if status in ("failed", "cancelled"):
@@ -112,9 +116,21 @@ def _end(said: dict[str, Any], step: str) -> Event:
         completion=typed.under(counts, "output_tokens"),
         cached=typed.under(counts, "input_tokens_details", "cached_tokens"),
         reasoning=typed.under(counts, "output_tokens_details", "reasoning_tokens"),
+        total=typed.under(counts, "total_tokens"),
     )
-    kind = Kind.FINISH | Kind.DONE | (Kind.USAGE if counts else 0)
-    return Event(kind, usage=used if counts else None, finish=_finish(response, status))
+    kind = Kind.FINISH | Kind.DONE | (Kind.USAGE if counts else 0) | (Kind.ANSWER if text else 0)
+    return Event(kind, text, usage=used if counts else None, finish=_finish(response, status))
+
+
+def _text_of(response: dict[str, Any]) -> str:
+    """The answer in a whole ``response``."""
+    output = response.get("output")
+    items = output if isinstance(output, list) else []
+    return "".join(typed.text(typed.under(item, "content")) for item in items if _is_said(item))
+
+
+def _is_said(item: Any) -> bool:
+    return typed.word(item, "type") == "message"
 
 
 def _finish(response: Any, status: str) -> str:
@@ -144,6 +160,7 @@ API = Api(
     encode=encode,
     decode=with_server_times(decode),
     dialects=DIALECTS,
-    end_marks=(b"response.completed", b"response.incomplete", b"response.failed", DONE),
+    end_marker=EndMarker(b"event", tuple(f"response.{end}".encode() for end in _ENDS)),
+    effort=lambda effort: {"reasoning": {"effort": effort}},
     sdk="responses.create",
 )

@@ -69,7 +69,12 @@ def _whole_characters(said: str) -> str:
 
 
 def usage(
-    *, prompt: Any = None, completion: Any = None, cached: Any = None, reasoning: Any = None
+    *,
+    prompt: Any = None,
+    completion: Any = None,
+    cached: Any = None,
+    reasoning: Any = None,
+    total: Any = None,
 ) -> Usage:
     """Token counts in the words of chat completions; what is no count is left out."""
     return msgspec.convert(
@@ -78,6 +83,7 @@ def usage(
             "completion_tokens": count(completion),
             "prompt_tokens_details": {"cached_tokens": count(cached)},
             "completion_tokens_details": {"reasoning_tokens": count(reasoning)},
+            "total_tokens": count(total),
         },
         Usage,
     )
