@@ -3,10 +3,12 @@
 import json
 from array import array
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from conftest import InProcess, Llmbench, stored
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +25,8 @@ from llmbench.records import (
     Timeline,
     Trace,
 )
+from llmbench.store import RunDirectory
+from llmbench.truth.errors import compare
 from llmbench.truth.process import TruthServer
 
 API = APIS["responses"]
@@ -361,3 +365,63 @@ def test_a_reply_that_failed_says_why() -> None:
     failed = end("failed", error={"code": "server_error", "message": "out of memory"})
     timeline = whole(delta("output_text", "Hi"), failed)
     assert (timeline.failure, timeline.detail) == ("stream-error", "out of memory")
+
+
+# ── sweeps ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("api", ["responses", "messages"])
+def test_a_sweep_times_what_the_server_sent(
+    truth: Callable[..., TruthServer], run_llmbench: Llmbench, run_dir: Path, api: str
+) -> None:
+    """Each event of a token is seen, and none of the others is taken for one."""
+    server = truth(reasoning_tokens=2, cached_tokens=4, output_tokens=8)
+    done = run_llmbench(
+        *("sweep", "--target", server.url, "--api", api, "--concurrency", 2, "--requests", 6),
+        *("--warmup", 0, "--prompt-tokens", 32, "--output-tokens", 8, "--no-calibrate"),
+        *("--format", "json", "--out", run_dir),
+    )
+    (cell,) = done.cells
+    assert (cell["requests"]["ok"], cell["requests"]["failed"]) == (6, 0)
+    assert (cell["token_source"], cell["tokens_per_event"]) == ("usage", 1.0)
+    assert cell["measured_prompt_tokens"]["p50"] == 32
+    assert cell["ttfat_ms"]["p50"] > cell["ttft_ms"]["p50"]
+    log = {reply.request_id: reply for reply in server.log()}
+    traces = [trace for trace in RunDirectory.open(run_dir).traces() if trace.phase == "measured"]
+    timelines = [(trace.request_id, decode(trace, APIS[api].decode)) for trace in traces]
+    assert compare(timelines, log).itl.n == 6 * 7  # which raises where events were missed
+
+
+def test_the_openai_client_speaks_responses(
+    truth: Callable[..., TruthServer], run_llmbench: Llmbench, run_dir: Path
+) -> None:
+    server = truth(output_tokens=8)
+    small = ("--concurrency", 1, "--requests", 2, "--warmup", 0, "--prompt-tokens", 32)
+    flags = ("sweep", "--target", server.url, "--client", "openai", *small, "--no-calibrate")
+    done = run_llmbench(*flags, "--api", "responses", "--format", "json", "--out", run_dir)
+    (cell,) = done.cells
+    assert (cell["requests"]["ok"], cell["token_source"]) == (2, "usage")
+    refused = run_llmbench(*flags, "--api", "messages")
+    words = "openai's SDK does not speak messages; take wire or aiohttp"
+    assert (refused.code, refused.err) == (2, f"llmbench: --client: {words}\n")
+
+
+def test_engines_in_process_take_prompts_only(in_process: InProcess) -> None:
+    done = in_process("sweep", "--target", "transformers:m", "--api", "responses")
+    assert done.code == 2
+    assert "engines in process take chat or completions; serve it over HTTP" in done.err
+
+
+def test_strict_servers_are_found_a_dialect(
+    truth: Callable[..., TruthServer], run_llmbench: Llmbench, run_dir: Path
+) -> None:
+    server = truth(reject_unknown=True)
+    for api in ("responses", "messages"):
+        done = run_llmbench(
+            *("sweep", "--target", server.url, "--api", api, "--concurrency", 1, "--requests", 1),
+            *("--warmup", 0, "--prompt-tokens", 32, "--no-calibrate", "--format", "json"),
+            *("--out", run_dir.with_name(api)),
+        )
+        assert done.cells[0]["requests"]["ok"] == 1
+        (facts,) = stored(run_dir.with_name(api))["cells"]
+        assert (facts["dialect"], facts["exact_length"]) == ("standard", False)
