@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from llmbench.apis import APIS
+from llmbench.apis import APIS, NAMES
 from llmbench.measure.timeline import decode
 from llmbench.store import RunDirectory
 from llmbench.truth.errors import Errors, compare
@@ -43,11 +43,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--api", default=NAMES[0], choices=NAMES, help="API to speak")
     parser.add_argument("--install", action="store_true", help="also measure a core install (pip)")
     args = parser.parse_args()
     rows: list[Row] = []
     for streams, requests in STREAMS.items():
-        rows += measure(streams, requests)
+        rows += measure(streams, requests, args.api)
     rows.append(wall(256, 1024))
     rows.append(start_up())
     if args.install:
@@ -62,9 +63,9 @@ def main() -> None:
     )
 
 
-def measure(streams: int, requests: int) -> list[Row]:
+def measure(streams: int, requests: int, api: str) -> list[Row]:
     """One load, warm-up included: errors, CPU per token, peak memory."""
-    errors, tokens, usage, _ = sweep(streams, requests, [])
+    errors, tokens, usage, _ = sweep(streams, requests, [], api)
     rows = []
     for name, comparison in (("TTFT", errors.ttft), ("ITL", errors.itl)):
         for p in ("p50", "p99"):
@@ -118,7 +119,7 @@ def wall(streams: int, requests: int) -> Row:
 
 
 def sweep(
-    streams: int, requests: int, flags: list[str]
+    streams: int, requests: int, flags: list[str], api: str = NAMES[0]
 ) -> tuple[Errors, int, "os.struct_rusage", float]:
     """Run the command; its errors, the tokens that it saw, its resources and its wall time."""
     with tempfile.TemporaryDirectory() as folder, TruthServer(SCRIPT) as server:
@@ -130,6 +131,8 @@ def sweep(
             "sweep",
             "--target",
             server.url,
+            "--api",
+            api,
             "--concurrency",
             str(streams),
             "--requests",
@@ -150,7 +153,7 @@ def sweep(
         log = {reply.request_id: reply for reply in server.log()}
         tokens, measured = 0, []
         for trace in RunDirectory.open(out).traces():
-            timeline = decode(trace, APIS["chat"].decode)
+            timeline = decode(trace, APIS[api].decode)
             tokens += len(timeline.at_ns)
             if trace.phase == "measured" and not timeline.failure:
                 measured.append((trace.request_id, timeline))

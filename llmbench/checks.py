@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from llmbench.apis import APIS
 from llmbench.datasets import FORMATS, detect, open_dataset
 from llmbench.errors import UserError, suggestion
 from llmbench.plan.arrivals import read_arrivals, read_rate
@@ -151,7 +152,13 @@ def _clients(sweep: "Sweep", place: Place) -> None:
     for key in ("first_token_timeout", "barge_in"):
         if getattr(sweep, key) and sweep.client != ["wire"]:
             raise UserError(f"{place(key)}: only the wire client can do that")
-    inside = [target.name for target in sweep.targets() if target.engine in IN_PROCESS]
+    targets = sweep.targets()
+    for target in targets:
+        if "openai" in sweep.client and not APIS[target.api].sdk:
+            raise UserError(
+                f"{place('client')}: openai's SDK does not speak {target.api}; take wire or aiohttp"
+            )
+    inside = [target.name for target in targets if target.engine in IN_PROCESS]
     if not inside:
         return
     for key, given in (("cache", "warm" in sweep.cache), ("shared_prefix", sweep.shared_prefix)):

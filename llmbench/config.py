@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
+from llmbench.apis import NAMES
 from llmbench.checks import BARGE_IN_AFTER, check_load, dataset_format
 from llmbench.errors import UserError, suggestion
 from llmbench.measure.slo import limits_ms, read_slo
@@ -21,7 +22,7 @@ from llmbench.plan.prompts import DEFAULT_TEXT
 from llmbench.plan.segments import MOST as MOST_SEGMENTS
 from llmbench.plan.until import LOOKS
 from llmbench.records import Content, Load, Target
-from llmbench.targets import IN_PROCESS, Defaults, TargetTable, read_targets
+from llmbench.targets import IN_PROCESS, ApiName, Defaults, TargetTable, read_targets
 
 MOST_STREAMS = 1_000_000
 Count = Annotated[int, Meta(ge=1, le=MOST_STREAMS)]
@@ -64,7 +65,7 @@ LISTED = (
 CHOICES = {
     "client": ("wire", "aiohttp", "openai"),
     "cache": ("cold", "warm"),
-    "api": ("chat", "completions"),
+    "api": NAMES,
     "format": ("table", "markdown", "csv", "json"),
     "start": ("spread", "together"),
 }
@@ -90,7 +91,7 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     target: list[str | TargetTable] = []
     model: str = ""
-    api: Literal["chat", "completions"] = "chat"
+    api: ApiName = NAMES[0]
     client: Annotated[list[Literal["wire", "aiohttp", "openai"]], SOME] = field(
         default_factory=lambda: ["wire"]
     )
@@ -467,8 +468,8 @@ def _where(problem: str, flags: dict[str, Any], config: Path | None) -> str:
         words = f"unknown key '{unknown[1]}'{suggestion(unknown[1], TargetTable.__struct_fields__)}"
     for theirs, ours in _WORDS.items():
         words = words.replace(theirs, ours)
-    if words.startswith("unknown value") and key in CHOICES:
-        words += f"; there are {', '.join(CHOICES[key])}"
+    if words.startswith("unknown value") and (choices := CHOICES.get(below or key)):
+        words += f"; there are {', '.join(choices)}"
     place = _place(key, flags, config)
     item = f", item {int(item) + 1}" if item else ""
     return f"{place}{item}{f', {below}' if below else ''}: {words}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmbench import __version__
+from llmbench.apis import NAMES
 from llmbench.errors import meant, suggestion
 from llmbench.lists import counts, items, number, pairs, whole, words
 
@@ -224,7 +225,7 @@ def _target_flags(flag: Flag) -> None:
         default=None,
         metavar="FILE",
     )
-    flag("--api", "API to speak (default: chat)", choices=("chat", "completions"))
+    flag("--api", "API to speak (default: chat)", choices=NAMES)
     flag(
         "--api-key-env",
         "environment variable that holds the API key (default: OPENAI_API_KEY)",

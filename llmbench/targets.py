@@ -3,17 +3,17 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from llmbench.apis import APIS, NAMES
 from llmbench.errors import UserError, suggestion
 from llmbench.records import Price, Target
 
-APIS = ("chat", "completions")
 IN_PROCESS = ("llamacpp", "onnx", "transformers", "vllm")
 MANAGED = ("llamacpp-server", "transformers-server", "vllm-server")
 ENGINES = IN_PROCESS + MANAGED
@@ -21,6 +21,12 @@ SCHEMES = ("http", "https")
 COMMAND = "command"
 EMBEDDED = "llamacpp-server:"
 EMBEDDED_NAME = "llama.cpp (embedded)"
+
+# msgspec wants the names, mypy a type that it can know.
+if TYPE_CHECKING:
+    ApiName = str
+else:
+    ApiName = Literal[NAMES]
 
 Positive = Annotated[int, Meta(ge=1, le=10_000_000)]
 
@@ -39,7 +45,7 @@ class TargetTable(
     target: str = ""
     name: str = ""
     model: str = ""
-    api: Literal["chat", "completions"] | None = None
+    api: ApiName | None = None
     key_env: str = ""
     api_key: str = ""
     ca_file: str = ""
@@ -155,8 +161,8 @@ def _one_word(spec: str) -> TargetTable:
             raise UserError(
                 f"--target {shown(place)}: unknown option '{key}'{suggestion(key, _IN_ONE_WORD)}"
             )
-    if options.get("api", "chat") not in APIS:
-        raise UserError(f"--target {shown(place)}: api is {' or '.join(APIS)}")
+    if options.get("api", NAMES[0]) not in NAMES:
+        raise UserError(f"--target {shown(place)}: api is {' or '.join(NAMES)}")
     for key in ("threads", "max_model_len"):
         if not re.fullmatch("0*[1-9][0-9]{0,6}", options.get(key, "1")):
             raise UserError(f"--target {shown(place)}: {key} is a whole number from 1")
@@ -252,7 +258,7 @@ def base_url(url: str) -> str:
     scheme, _, rest = url.partition("://")
     place, slash, path = rest.partition("/")
     path = (slash + path.partition("?")[0].partition("#")[0]).rstrip("/")
-    for end in ("/chat/completions", "/completions", "/models"):
+    for end in (*(api.path for api in APIS.values()), "/models"):
         path = path.removesuffix(end)
     if not _VERSION_SEGMENT.search(path):
         path += "/v1"
@@ -266,12 +272,16 @@ def _engine(table: TargetTable, kind: str, defaults: Defaults, where: str) -> Ta
     model = table.target.partition(":")[2]
     if not model and not kind.startswith("llamacpp"):
         raise UserError(f"{where}: name the model: {kind}:MODEL, a directory or a hub id")
+    api = table.api or defaults.api
+    if kind in IN_PROCESS and not APIS[api].in_process:
+        known = " or ".join(name for name in NAMES if APIS[name].in_process)
+        raise UserError(f"{where}: api: engines in process take {known}; serve it over HTTP")
     return Target(
         spec=table.target,
         name=table.name or _engine_name(table, kind, model),
         engine=kind,
         model=model,
-        api=table.api or defaults.api,
+        api=api,
         quantization=table.quantization,
         dtype=table.dtype,
         device=table.device,

@@ -123,7 +123,8 @@ def test_the_examples_of_a_help_are_command_lines(said: Said, command: str, leas
         ("sweep --api chatt", "llmbench sweep: --api: unknown value 'chatt'; did you mean 'chat'?"),
         (
             "sweep --api x",
-            "llmbench sweep: --api: unknown value 'x'; known are chat, completions",
+            "llmbench sweep: --api: unknown value 'x'; "
+            "known are chat, completions, responses, messages",
         ),
         (
             "models quantise",

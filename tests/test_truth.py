@@ -41,7 +41,7 @@ def quick(**fields: Any) -> Script:
 
 
 def planned(script: Script, **fields: Any) -> Plan:
-    facts = {"id": "1", "chat": True, "model": "m", "prompt_tokens": 11, "stream": True}
+    facts = {"id": "1", "model": "m", "prompt_tokens": 11, "stream": True}
     return plan(script, Request(**(facts | fields)), Random(0))
 
 
@@ -117,13 +117,13 @@ def test_headers_go_with_the_first_send_unless_told() -> None:
 def test_the_prompt_is_counted_in_words() -> None:
     parts = [{"type": "text", "text": "a b"}, {"type": "image_url"}]
     messages = [{"role": "user", "content": "one two"}, {"role": "user", "content": parts}]
-    assert read(True, messages=messages).prompt_tokens == 14
-    assert read(False, prompt=["a b", "c"]).prompt_tokens == 3
-    assert read(False, prompt=[1, 2, 3, 4]).prompt_tokens == 4
+    assert read("chat", messages=messages).prompt_tokens == 14
+    assert read("completions", prompt=["a b", "c"]).prompt_tokens == 3
+    assert read("completions", prompt=[1, 2, 3, 4]).prompt_tokens == 4
 
 
-def read(chat: bool, script: Script | None = None, **fields: Any) -> Request:
-    return read_request(script or Script(), chat, json.dumps(fields).encode(), request_id="1")
+def read(api: str, script: Script | None = None, **fields: Any) -> Request:
+    return read_request(script or Script(), api, json.dumps(fields).encode(), request_id="1")
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def read(chat: bool, script: Script | None = None, **fields: Any) -> Request:
 )
 def test_bad_requests_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(Refusal):
-        read(True, **fields)
+        read("chat", **fields)
 
 
 def test_flags_make_the_script_again() -> None:

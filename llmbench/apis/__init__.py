@@ -1,23 +1,38 @@
-"""The APIs that llmbench speaks: each encodes a call and decodes the events of its reply."""
+"""The APIs that llmbench speaks. A new one is a file of this folder and its name in ``NAMES``.
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+Nothing is imported before it is asked for: flags import the names, and have to be fast.
+"""
 
-from llmbench.apis import chat, completions
-from llmbench.apis.dialect import Dialect
-from llmbench.apis.sse import ServerSentEvent
-from llmbench.records import Content, Event, Message
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from llmbench.apis.api import Api
 
-class Api(NamedTuple):
-    """One API: where it lives below the base URL, its encoder and its decoder."""
-
-    path: str
-    encode: Callable[[str, Sequence[Message], int, Dialect, Content], bytes]
-    decode: Callable[[Sequence[ServerSentEvent]], list[Event]]
+NAMES = ("chat", "completions", "responses", "messages")
 
 
-APIS = {
-    "chat": Api(chat.PATH, chat.encode, chat.decode_all),
-    "completions": Api(completions.PATH, completions.encode, completions.decode_all),
-}
+@cache
+def _load(name: str) -> "Api":
+    api: Api = import_module(f"llmbench.apis.{name}").API
+    return api
+
+
+class _Apis(Mapping[str, "Api"]):
+    """Each API by its name: the ``API`` of the module that is called so."""
+
+    def __getitem__(self, name: str) -> "Api":
+        if name not in NAMES:
+            raise KeyError(name)
+        return _load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(NAMES)
+
+    def __len__(self) -> int:
+        return len(NAMES)
+
+
+APIS: Mapping[str, "Api"] = _Apis()

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 
 import msgspec
 
+from llmbench.apis.api import Api
 from llmbench.apis.chunks import decode_all
-from llmbench.apis.dialect import Dialect, options
+from llmbench.apis.dialect import DIALECTS, Dialect, options
+from llmbench.apis.server_times import with_server_times
 from llmbench.records import Content, Message
-
-__all__ = ["PATH", "decode_all", "encode"]
-
-PATH = "/chat/completions"
 
 
 def encode(
@@ -20,3 +18,13 @@ def encode(
     return msgspec.json.encode(
         {"model": model, "messages": messages} | options(dialect, output_tokens, content)
     )
+
+
+API = Api(
+    path="/chat/completions",
+    encode=encode,
+    decode=with_server_times(decode_all),
+    dialects=DIALECTS,
+    sdk="chat.completions.create",
+    in_process=True,
+)

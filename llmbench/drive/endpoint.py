@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from llmbench import __version__
+from llmbench.apis import APIS, NAMES
 from llmbench.drive.proxy import DEFAULT_PORTS, Proxy, authority, proxy_of
 from llmbench.errors import UserError
 from llmbench.records import Target
@@ -28,6 +29,7 @@ class Endpoint(Struct, frozen=True):
     tls: ssl.SSLContext | None
     key: str
     proxy: Proxy | None = None
+    api: str = NAMES[0]
 
     @property
     def authority(self) -> str:
@@ -42,9 +44,7 @@ class Endpoint(Struct, frozen=True):
             "Accept-Encoding": "identity",  # a compressor holds tokens back
             "Content-Type": "application/json",
         }
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        return headers
+        return headers | APIS[self.api].headers(self.key)
 
     def unopened(self, kind: str, words: str) -> tuple[str, str]:
         """The kind of a failure to connect, and its words: through a proxy, it is the proxy's."""
@@ -78,6 +78,7 @@ def endpoint(target: Target) -> Endpoint:
         tls=_tls_context(target.ca_file) if secure else None,
         key=key_of(target),
         proxy=proxy_of(target.url),
+        api=target.api,
     )
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from llmbench.apis import APIS, Api, sse
+from llmbench.apis import APIS, sse
+from llmbench.apis.api import Api
 from llmbench.apis.dialect import Dialect
 from llmbench.drive.board import Board, Ticket
 from llmbench.drive.client import Client
@@ -151,7 +152,7 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
             case "openai":
                 from llmbench.drive.openai_client import OpenAIClient
 
-                return OpenAIClient(where, path, self._limits, clock)
+                return OpenAIClient(where, self._api.sdk, self._limits, clock)
             case _:
                 streams = () if self.facts.load.rate else self._streams
                 return WireClient(where, path, streams, self._limits, clock)

@@ -11,6 +11,7 @@ import time
 from array import array
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -23,9 +24,12 @@ from llmbench.drive.limits import Limits
 from llmbench.drive.opening import Failure
 from llmbench.records import TOO_LARGE, Call, Integers, Trace
 
-_LIMITS = ("max_tokens", "max_completion_tokens")
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _PARAMETERS = frozenset(
-    ("model", "messages", "prompt", "stream", "stream_options", "temperature", *_LIMITS)
+    (
+        *("model", "messages", "prompt", "input", "stream", "stream_options", "store"),
+        *("temperature", *_LIMITS),
+    )
 )
 
 MOST_KEPT_CHUNKS = 1024
@@ -33,9 +37,9 @@ MOST_KEPT_CHUNKS = 1024
 
 
 class OpenAIClient:
-    """One ``AsyncOpenAI`` for the whole load."""
+    """One ``AsyncOpenAI`` for the whole load, asked by its ``method``."""
 
-    def __init__(self, endpoint: Endpoint, path: str, limits: Limits, clock: Clock) -> None:
+    def __init__(self, endpoint: Endpoint, method: str, limits: Limits, clock: Clock) -> None:
         self._endpoint = endpoint
         self._clock = clock
         self._limits = limits
@@ -51,8 +55,7 @@ class OpenAIClient:
                 event_hooks={"response": [self._limit]},
             ),
         )
-        chat = path == "/chat/completions"
-        self._create: Any = (self._sdk.chat if chat else self._sdk).completions.create
+        self._create: Any = attrgetter(method)(self._sdk)
         self._chunks: dict[int, list[Any]] = {}
 
     async def open(self) -> None:

@@ -8,12 +8,11 @@ from array import array
 from collections.abc import Awaitable, Callable
 
 import aiohttp
-import msgspec
 from msgspec import Struct
 
 from llmbench.apis import APIS, sse
 from llmbench.apis.chunks import error_message
-from llmbench.apis.dialect import DIALECTS, Dialect
+from llmbench.apis.dialect import Dialect
 from llmbench.drive.aiohttp_client import failure, read_all, session
 from llmbench.drive.endpoint import Endpoint
 from llmbench.drive.limits import KEPT_BYTES, Limits
@@ -52,7 +51,7 @@ class Probe:
         self._asked = 0
         self._api = APIS[target.api]
         self.model = target.model
-        self.dialect = DIALECTS[0]
+        self.dialect = self._api.dialects[0]
         self.server = ""
         self.first_token_s: float | None = None  # of the first reply, when nothing was warm
 
@@ -69,7 +68,7 @@ class Probe:
         """The model to ask for: the user's, else the only one the server lists."""
         if self.model:
             return self.model
-        url = f"{self._endpoint.url}/models"
+        url = self._endpoint.url + self._api.models_path
         try:
             async with self._session.get(url) as reply:
                 found = await read_all(reply, MOST_LISTED_BYTES)
@@ -78,7 +77,7 @@ class Probe:
                 body = self._endpoint.redacted(found)
                 if reply.status in (401, 403):
                     raise self._unmeasurable(self._refusal(reply.status, body))
-                listed = _model_ids(body) if reply.status == 200 else []
+                listed = self._api.model_ids(body) if reply.status == 200 else []
         except (aiohttp.ClientError, OSError) as problem:
             raise self._unreachable(problem) from None
         if len(listed) == 1:
@@ -99,7 +98,8 @@ class Probe:
     async def find_dialect(self) -> Dialect:
         """The most exact dialect that the server takes, tried on a short prompt."""
         problem: Unmeasurable | None = None
-        for self.dialect in DIALECTS:
+        for dialect in self._api.dialects:
+            self.dialect = dialect
             try:
                 await self.ask(self._prompt(8), output_tokens=2)
             except _BadRequest as refusal:
@@ -232,14 +232,6 @@ async def fit(name: str, wanted: int, count: Callable[[int], Awaitable[int | Non
 
 class _BadRequest(Unmeasurable):
     """The server did not take the request: perhaps a plainer dialect will do."""
-
-
-def _model_ids(body: bytes) -> list[str]:
-    try:
-        listed = msgspec.json.decode(body)
-        return [str(model["id"]) for model in listed["data"]]
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return []
 
 
 def _as_trace(status: int, headers: dict[str, str], body: bytes) -> Trace:

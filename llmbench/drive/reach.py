@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
-from llmbench.apis.dialect import DIALECTS, Dialect
+from llmbench.apis import APIS
+from llmbench.apis.dialect import Dialect
 from llmbench.drive.endpoint import Endpoint, endpoint
 from llmbench.drive.limits import Limits
 from llmbench.drive.opening import Failure, open_socket
@@ -93,7 +94,8 @@ async def reach(
             target, process = engine.target, engine.process
             if engine.hosted is not None:
                 ask = HostedAsker(target, engine.hosted, salt)
-                yield Reached(target, None, DIALECTS[0], ask, engine.hosted, process)
+                dialect = APIS[target.api].dialects[0]
+                yield Reached(target, None, dialect, ask, engine.hosted, process)
                 return
         where = endpoint(target)
         if wire and where.proxy is not None:

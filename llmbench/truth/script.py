@@ -4,7 +4,7 @@ Milliseconds are what people type, so the script's fields carry ``_ms``; everyth
 them is integers of nanoseconds.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from random import Random
 from typing import Annotated, Any
@@ -12,16 +12,34 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from llmbench.apis import NAMES
+
 CHAT_OVERHEAD_TOKENS = 10
 NS_PER_MS = 1_000_000
 
-_OPENAI_FIELDS = """
+_OPENAI = """
     model messages prompt stream stream_options max_tokens max_completion_tokens temperature top_p
     n stop seed user frequency_penalty presence_penalty logit_bias logprobs top_logprobs
     response_format tools tool_choice parallel_tool_calls reasoning_effort metadata store suffix
     echo best_of modalities prediction service_tier safety_identifier prompt_cache_key verbosity
     include_usage include_obfuscation
-""".split()  # noqa: SIM905  easier to read than forty quotes
+"""
+
+
+_FIELDS = {
+    "chat": _OPENAI,
+    "completions": _OPENAI,
+    "responses": """
+        model input instructions stream stream_options max_output_tokens temperature top_p store
+        include reasoning text tools tool_choice parallel_tool_calls metadata service_tier user
+        truncation previous_response_id background include_obfuscation prompt_cache_key
+    """,
+    "messages": """
+        model messages system stream max_tokens temperature top_p top_k stop_sequences metadata
+        thinking tools tool_choice service_tier output_config cache_control
+    """,
+}
+"""What a strict server of each API knows."""
 
 
 def _ms(text: str) -> Meta:
@@ -96,7 +114,7 @@ class Request(Struct, frozen=True, kw_only=True):
     """What one request asks for; ``id`` names it in the reply and ``created`` dates it."""
 
     id: str
-    chat: bool
+    api: str = NAMES[0]
     model: str
     prompt_tokens: int
     max_tokens: int | None = None
@@ -119,7 +137,7 @@ class Refusal(Exception):  # noqa: N818  a reply, not a fault of ours
 
 def read_request(
     script: Script,
-    chat: bool,
+    api: str,
     body: bytes,
     *,
     request_id: str,
@@ -137,12 +155,12 @@ def read_request(
     if not isinstance(options, dict):
         options = {}
     if script.reject_unknown:
-        _refuse_unknown([*fields, *options])
+        _refuse_unknown([*fields, *options], _FIELDS[api].split())
     request = Request(
         id=request_id,
-        chat=chat,
+        api=api,
         model=str(fields.get("model") or script.model),
-        prompt_tokens=prompt_tokens(fields, chat),
+        prompt_tokens=prompt_tokens(fields, api),
         max_tokens=_limit(fields),
         stream=fields.get("stream") is True,
         include_usage=options.get("include_usage") is True,
@@ -154,18 +172,22 @@ def read_request(
     return request
 
 
+_LIMITS = ("max_output_tokens", "max_completion_tokens", "max_tokens")
+
+
 def _limit(fields: Mapping[str, Any]) -> int | None:
-    limit = fields.get("max_completion_tokens", fields.get("max_tokens"))
-    if limit is None:
+    name = next((name for name in _LIMITS if fields.get(name) is not None), "")
+    if not name:
         return None
+    limit = fields[name]
     if type(limit) is not int or not 1 <= limit <= 1_000_000:
-        raise Refusal(400, f"max_tokens must be from 1 to 1000000, got {limit!r}.", "invalid_value")
+        raise Refusal(400, f"{name} must be from 1 to 1000000, got {limit!r}.", "invalid_value")
     return limit
 
 
-def _refuse_unknown(names: Iterable[str]) -> None:
+def _refuse_unknown(names: Iterable[str], known: Sequence[str]) -> None:
     for name in names:
-        if name not in _OPENAI_FIELDS:
+        if name not in known:
             raise Refusal(400, f"Unknown parameter: '{name}'.", "unknown_parameter")
 
 
@@ -182,14 +204,19 @@ def _refuse_too_long(script: Script, request: Request) -> None:
         )
 
 
-def prompt_tokens(fields: Mapping[str, Any], chat: bool) -> int:
-    """Count the prompt: its words, or its token ids, and a fixed template overhead for chat."""
-    if not chat:
+def prompt_tokens(fields: Mapping[str, Any], api: str) -> int:
+    """Count the prompt: its words or token ids, and a fixed overhead where there is a template."""
+    if api == "completions":
         return _words(fields.get("prompt"))
-    messages = fields.get("messages")
+    key = "input" if api == "responses" else "messages"
+    messages = fields.get(key)
+    if key == "input" and isinstance(messages, str):
+        messages = [{"content": messages}]
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-        raise Refusal(400, "'messages' must be a list of objects.", "invalid_type")
-    return CHAT_OVERHEAD_TOKENS + sum(_words(message.get("content")) for message in messages)
+        raise Refusal(400, f"'{key}' must be a list of objects.", "invalid_type")
+    said = [fields.get("instructions"), fields.get("system")]
+    said += [message.get("content") for message in messages]
+    return CHAT_OVERHEAD_TOKENS + sum(map(_words, said))
 
 
 def _words(content: object) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import random
+import re
 import socket
 import ssl
 import time
@@ -11,16 +12,33 @@ from typing import Final
 
 import msgspec
 
+from llmbench.apis import APIS
 from llmbench.truth.connection import Arrival, Connection, Exchange
 from llmbench.truth.log import Ended, Log, Reply
 from llmbench.truth.pacer import Pacer, Stream
 from llmbench.truth.replies import Plan, plan, refuse, whole
 from llmbench.truth.script import Refusal, Script, read_request
 
-_CHAT: Final = "/v1/chat/completions"
-_COMPLETIONS: Final = "/v1/completions"
+_BASES: Final = re.compile(r"/v1|/openai/v1|/openai/deployments/[^/]+")
+"""Where APIs live: here as anywhere, at Azure, and at Azure as it once was."""
+
 _BEHAVED: Final = Script()
 """For what is no part of the act: the log, and health."""
+
+
+_KEYS: Final = (b"authorization", b"api-key", b"x-api-key")
+"""Headers that may carry the key."""
+
+
+def _api_at(place: str) -> str:
+    """The API that is spoken at ``place``, a path with its query; empty where none is."""
+    path, _, query = place.partition("?")
+    for name, api in APIS.items():
+        base = path.removesuffix(api.path)
+        if base != path and _BASES.fullmatch(base):
+            classic = base.startswith("/openai/deployments/")
+            return "" if classic and "api-version=" not in query else name
+    return ""
 
 
 class TruthService:
@@ -32,7 +50,7 @@ class TruthService:
         self._script = script
         self.deaf_s = script.deaf_ms / 1e3
         self._log = log
-        self._bearer = f"Bearer {key}".encode() if key else b""
+        self._key = key.encode()
         self._rng = random.Random(script.seed)  # noqa: S311  jitter, not secrets
         self._connections: set[Connection] = set()
         self._accepted = 0
@@ -76,19 +94,20 @@ class TruthService:
     def answer(self, connection: Connection, arrival: Arrival, started_ns: int) -> None:
         """Plan the reply, and have ``connection`` begin it at ``started_ns`` or hold it."""
         path = arrival.path.partition("?")[0]
-        if (arrival.method, path) in (("POST", _CHAT), ("POST", _COMPLETIONS)):
-            self._complete(connection, arrival, path, started_ns)
+        api = _api_at(arrival.path) if arrival.method == "POST" else ""
+        if api:
+            self._complete(connection, arrival, path, api, started_ns)
         else:
             exchange = Exchange(arrival=arrival, plan=self._look_up(arrival, path))
             connection.begin(exchange, started_ns)
 
     def _complete(
-        self, connection: Connection, arrival: Arrival, path: str, started_ns: int
+        self, connection: Connection, arrival: Arrival, path: str, api: str, started_ns: int
     ) -> None:
         self._requests += 1
         given = arrival.headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = given or str(self._requests)
-        reply = self._plan(arrival, path == _CHAT, request_id)
+        reply = self._plan(arrival, api, request_id)
         exchange = Exchange(arrival=arrival, plan=reply, path=path, request_id=request_id)
         limit = self._script.max_parallel
         if not limit or reply.first_token is None:
@@ -104,12 +123,12 @@ class TruthService:
         exchange.slot = True
         connection.begin(exchange, started_ns)
 
-    def _plan(self, arrival: Arrival, chat: bool, request_id: str) -> Plan:
+    def _plan(self, arrival: Arrival, api: str, request_id: str) -> Plan:
         try:
             self._authorize(arrival)
             request = read_request(
                 self._script,
-                chat,
+                api,
                 arrival.body,
                 request_id=request_id,
                 created=int(time.time()),
@@ -120,8 +139,9 @@ class TruthService:
         return plan(self._script, request, self._rng)
 
     def _authorize(self, arrival: Arrival) -> None:
-        given = arrival.headers.get(b"authorization", b"")
-        if self._bearer and not hmac.compare_digest(given, self._bearer):
+        given = [arrival.headers.get(name, b"") for name in _KEYS]
+        given[0] = given[0].removeprefix(b"Bearer ")
+        if self._key and not any(hmac.compare_digest(each, self._key) for each in given):
             raise Refusal(401, "Incorrect API key provided.", "invalid_api_key")
 
     def _look_up(self, arrival: Arrival, path: str) -> Plan:
@@ -131,7 +151,7 @@ class TruthService:
         match arrival.method, path:
             case "GET", "/health":
                 body = b"{}"
-            case "GET", "/v1/models":
+            case "GET", "/v1/models" | "/openai/v1/models":
                 script = self._script
                 try:
                     self._authorize(arrival)
