@@ -87,7 +87,7 @@ def decode(
         error = error or _last_words(trace, seen, events)
         failure, detail = _failed(trace, seen, error, finish, ending)
         if not failure:
-            failure, detail = _short(trace, ids or usage.completion_tokens, finish)
+            failure, detail = _short(trace, ids or usage.completion_tokens, len(content), finish)
     else:
         failure, detail, finish = ("stream-error" if error else ""), error, BARGE_IN
     return Timeline(
@@ -220,9 +220,10 @@ def _is_bad(reason: str) -> bool:
     return _ENDED_BADLY.search(reason.lower()) is not None
 
 
-def _short(trace: Trace, tokens: int | None, finish: str) -> tuple[str, str]:
-    """The failure of a reply that has fewer ``tokens`` than its server was to keep to."""
-    if not trace.exact_tokens or tokens is None or tokens >= trace.exact_tokens:
+def _short(trace: Trace, tokens: int | None, events: int, finish: str) -> tuple[str, str]:
+    """The failure of a reply with fewer ``tokens`` than its server was to keep to. As many events as
+    that are no short reply: tokens are split, or miscounted."""
+    if tokens is None or max(tokens, events) >= trace.exact_tokens:
         return "", ""
     return "short", (
         f"the reply stopped after {tokens} of {trace.exact_tokens} tokens (finish_reason "

@@ -169,6 +169,8 @@ def _notes(cell: Cell, facts: CellFacts) -> list[str]:
         )
     if not counted:
         notes.append("no tok/s: the server does not count its tokens; chars_per_s is in the JSON")
+    if cell.measured_prompt_tokens is None and counted:
+        notes.append("the server does not count prompt tokens: how long prompts are is a guess")
     if cell.hidden_tokens is not None:
         notes.append(
             f"replies have {_span(cell.hidden_tokens)} tokens of reasoning that are not streamed: "
