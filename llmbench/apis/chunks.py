@@ -23,6 +23,7 @@ class _Delta(Struct, gc=False):
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    thinking: str | None = None
     reasoning_details: list[Any] | None = None
     tool_calls: list[Any] | None = None
     function_call: dict[str, Any] | None = None
@@ -142,7 +143,7 @@ def _event(chunk: _Chunk) -> Event:
         else:
             if delta.role:
                 kind |= _ROLE
-            if reasoning := delta.reasoning_content or delta.reasoning:
+            if reasoning := delta.reasoning_content or delta.reasoning or delta.thinking:
                 kind |= _REASONING
                 thought += reasoning
             elif delta.reasoning_details and (told := lenient.details(delta.reasoning_details)):
@@ -196,7 +197,7 @@ def _decode_leniently(data: bytes, name: str) -> Event:
         return _NOTHING
     try:
         documents, done = lenient.documents(text)
-        told = [_event(_chunk(each)) for each in documents if each is not None]
+        told = [_event(_chunk(each)) for each in documents]
     except _StreamError:
         return _error(data)
     except (ValueError, msgspec.MsgspecError, RecursionError) as problem:
@@ -207,9 +208,7 @@ def _decode_leniently(data: bytes, name: str) -> Event:
 
 
 def _chunk(document: Any) -> _Chunk:
-    """``document`` in the usual types. Raises ``ValueError``, and ``_StreamError``."""
-    if isinstance(document, list) and lenient.states_error(document):
-        raise _StreamError
+    """``document`` in the usual types. Raises ``ValueError``."""
     return msgspec.convert(lenient.chunk(document), _Chunk)
 
 

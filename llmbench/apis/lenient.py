@@ -22,20 +22,23 @@ _TEXTS = ("text", "thinking", "reasoning", "summary", "refusal", "content", "val
 
 _AS_IS = ("error", "object", "type", "code", "message", "detail", "timings")
 _COUNTS = (
-    *("total_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens"),
+    *("prompt_tokens", "completion_tokens", "total_tokens"),
+    *("prompt_cache_hit_tokens", "cache_read_input_tokens"),
     *("cached_tokens", "reasoning_tokens"),
 )
 
 
 def documents(text: str) -> tuple[list[Any], bool]:
-    """The JSON documents in ``text``, and whether ``[DONE]`` follows them."""
+    """The JSON documents in ``text``, those of a list one by one and no nulls, and whether
+    ``[DONE]`` follows them."""
     found: list[Any] = []
     at = 0
     while (between := _BETWEEN.match(text, at)) and (at := between.end()) < len(text):
         if text.startswith(_DONE, at):
             return found, True
         document, at = _JSON.raw_decode(text, at)
-        found.append(document)
+        is_list = isinstance(document, list) and bool(document)
+        found += [each for each in (document if is_list else [document]) if each is not None]
     return found, False
 
 
@@ -83,6 +86,7 @@ def _delta(delta: Document) -> Document:
         "refusal": _text(delta.get("refusal")),
         "reasoning_content": _text(delta.get("reasoning_content"))
         or _text(delta.get("reasoning"))
+        or _text(delta.get("thinking"))
         or details(delta.get("reasoning_details"))
         or thought,
         "tool_calls": calls if isinstance(calls, list | None) else [calls],
@@ -119,10 +123,8 @@ def _text(value: Any) -> str:
     match value:
         case str():
             return value
-        case None | False:
+        case None | bool():
             return ""
-        case True:
-            return "true"
         case int() | float():
             return str(value)
         case list():
@@ -145,13 +147,7 @@ def _finish(reason: Any) -> tuple[str, str]:
 def _usage(usage: Any) -> Document | None:
     if not isinstance(usage, dict):
         return None
-    prompt, completion = (
-        next((usage[name] for name in names if usage.get(name) is not None), None)
-        for names in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"))
-    )
     return {name: _count(usage.get(name)) for name in _COUNTS} | {
-        "prompt_tokens": _count(prompt),
-        "completion_tokens": _count(completion),
         "prompt_tokens_details": _detail(usage, "prompt_tokens_details", "cached_tokens"),
         "completion_tokens_details": _detail(
             usage, "completion_tokens_details", "reasoning_tokens"

@@ -28,6 +28,7 @@ _ENDED_BADLY = re.compile(
 """Of finish reasons, in whatever words: there is no telling what the rest would have been."""
 
 LONGEST_KIND = 40
+QUOTED_BYTES = 120
 
 
 def decode(
@@ -80,8 +81,8 @@ def decode(
             ending = event.ending or ending
         if event.timings:
             timings = event.timings
-    usage = usage_of(stated, len(content))
-    if running and running[-1] and not ids and not is_cumulative(running, len(content)):
+    usage = usage_of(stated, len(content), chars)
+    if running and running[-1] and not ids and not is_cumulative(running, len(content), chars):
         running = running_sum(told)
     if trace.cut_ns is None:
         error = error or _last_words(trace, seen, events)
@@ -109,7 +110,7 @@ def decode(
             chars,
             thoughts,
             thought_chars,
-            has_calls=bool(seen & Kind.TOOL),
+            unclear=bool(seen & Kind.TOOL) or _counts(running),
         ),
         chars=chars,
         usage=usage,
@@ -177,7 +178,14 @@ def _failed_without_a_stream(trace: Trace) -> tuple[str, str]:
     content_type = trace.headers.get("content-type", "of no stated type")
     if encoding := trace.headers.get("content-encoding"):
         content_type = f"{encoding}-encoded {content_type}"
-    return "not-a-stream", f"the reply is {content_type}, not text/event-stream"
+    words = "" if encoding else _quoted(trace.body)
+    return "not-a-stream", f"the reply is {content_type}, not text/event-stream{words}"
+
+
+def _quoted(body: bytes) -> str:
+    """What is to be said of a ``body`` that nobody could read: what it says itself."""
+    words = error_message(body[:QUOTED_BYTES])
+    return f": {words}" if words else ""
 
 
 def _error_in(body: bytes) -> str:
@@ -205,7 +213,9 @@ def _failed(trace: Trace, seen: int, error: str, finish: str, ending: str) -> tu
     if trace.error:
         return trace.error, trace.detail
     if not seen & (Kind.DONE | Kind.FINISH):
-        return "truncated", "the stream ended without a finish reason or [DONE]"
+        return "truncated", "the stream ended without a finish reason or [DONE]" + (
+            _quoted(trace.body) if not seen else ""
+        )
     said = f"the reply ended with finish_reason '{finish}'" + (f" ({ending})" if ending else "")
     if _is_bad(finish):
         return (finish.lower() if len(finish) <= LONGEST_KIND else "error"), said
@@ -221,8 +231,8 @@ def _is_bad(reason: str) -> bool:
 
 
 def _short(trace: Trace, tokens: int | None, events: int, finish: str) -> tuple[str, str]:
-    """The failure of a reply with fewer ``tokens`` than its server was to keep to. As many events as
-    that are no short reply: tokens are split, or miscounted."""
+    """The failure of a reply with fewer ``tokens`` than its server was to keep to. As many events
+    as that are no short reply: tokens are split, or miscounted."""
     if tokens is None or max(tokens, events) >= trace.exact_tokens:
         return "", ""
     return "short", (

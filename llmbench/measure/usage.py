@@ -24,15 +24,18 @@ itself, and do so at the end."""
 SEEN_SHARE = 0.99
 """Where events are at least this share of the tokens, each token was seen."""
 
+MOST_CHARS = 12
+"""More characters a token than this are the text of more tokens; some four are usual."""
+
 FEWEST_CHARS = 0.25
 """Fewer characters a token than this cannot be the text of all tokens."""
 
 _FIELDS = tuple(field.name for field in fields(Usage))
 
 
-def usage_of(stated: Sequence[Usage], events: int) -> Usage:
-    """What a reply of so many content ``events`` ``stated``, of each count the last word, with
-    reasoning inside the completion's tokens and what was cached inside the prompt's."""
+def usage_of(stated: Sequence[Usage], events: int, chars: int) -> Usage:
+    """What a reply of so many content ``events`` and characters ``stated``, of each count the last
+    word, with reasoning inside the completion's tokens and what was cached inside the prompt's."""
     if not stated:
         return Usage()
     usage = stated[-1]
@@ -46,7 +49,7 @@ def usage_of(stated: Sequence[Usage], events: int) -> Usage:
             }
             if known:
                 usage = replace(usage, **known)
-        if not is_cumulative(counts := _counts(stated), events):
+        if not is_cumulative(counts := _counts(stated), events, chars):
             total = sum(counts[:-1])
             last_is_total = counts[-1] >= total and counts[-1] > counts[-2]
             total = counts[-1] if last_is_total else total + counts[-1]
@@ -58,13 +61,13 @@ def _counts(stated: Sequence[Usage]) -> list[int]:
     return [each.completion_tokens for each in stated if each.completion_tokens]
 
 
-def is_cumulative(counts: Sequence[int], events: int) -> bool:
+def is_cumulative(counts: Sequence[int], events: int, chars: int) -> bool:
     """Whether ``counts``, stated one after the other, are each of all tokens so far: then they do
-    not fall, but for a correction, nor stand still while more events come than they count."""
+    not fall, but for a correction, nor stand still while more comes than they count."""
     if len(counts) < 2:
         return True
     if list(counts) == sorted(counts):
-        return counts[0] != counts[-1] or counts[-1] >= events
+        return counts[0] != counts[-1] or counts[-1] >= max(events, chars / MOST_CHARS)
     falls = sum(after < before for before, after in pairwise(counts))
     at_the_end = falls == 1 and len(counts) > FEW and counts[-1] < counts[-2]
     return at_the_end or falls < len(counts) / MOST_RISES
@@ -108,16 +111,18 @@ def _with_parts_inside(usage: Usage) -> Usage:
 
 
 def hidden_tokens(
-    usage: Usage, events: int, chars: int, thoughts: int, thought_chars: int, *, has_calls: bool
+    usage: Usage, events: int, chars: int, thoughts: int, thought_chars: int, *, unclear: bool
 ) -> int | None:
     """How many of the completion's tokens came in none of its ``events`` with ``chars`` characters,
     of which ``thoughts`` and ``thought_chars`` are reasoning; ``None`` where some did not, and
-    nobody knows how many: reasoning that is streamed in part, or as a summary."""
+    nobody knows how many: reasoning that is streamed in part, or as a summary. Where it is
+    ``unclear`` how long a text is to be, its length says nothing."""
     tokens, reasoning = usage.completion_tokens or 0, usage.reasoning_tokens or 0
-    if events >= SEEN_SHARE * tokens or has_calls:
+    if events >= SEEN_SHARE * tokens:
         return 0
     if not reasoning:
-        return None if events < tokens / 2 and chars < FEWEST_CHARS * tokens else 0
+        few = events < tokens / 2 and chars < FEWEST_CHARS * tokens
+        return None if few and not unclear else 0
     if not thoughts:
         return min(reasoning, tokens)
     if thoughts >= SEEN_SHARE * reasoning:
