@@ -294,7 +294,8 @@ class Call(Struct, frozen=True):
     """One request, encoded before its clock starts. ``body`` is the JSON document to post.
 
     ``due_ns`` is when it is to be sent, in an open loop (see ``Trace``), and ``cut_after_s`` how
-    long after its first token the reply is to be cut off, where it is.
+    long after its first token the reply is to be cut off, where it is. ``exact_tokens`` is how many
+    tokens the reply has where the server keeps to exact lengths, else 0.
     """
 
     cell: int
@@ -308,6 +309,7 @@ class Call(Struct, frozen=True):
     due_ns: int | None = None
     cut_after_s: float | None = None
     segment: int = 0
+    exact_tokens: int = 0
 
 
 class Connect(Struct, frozen=True, omit_defaults=True):
@@ -359,7 +361,7 @@ class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reply off, from ``sent_ns``, and ``stop_ns`` how long the server went on sending after that
     (``None`` if longer than the client had patience for): what came then was for nobody. ``error``
     is the kind of failure that the transport saw (``reset``, ``timeout``, …) and ``detail`` its
-    words; what the reply itself says is decoded later.
+    words; what the reply itself says is decoded later. ``exact_tokens`` is as in ``Call``.
     """
 
     cell: int
@@ -375,6 +377,7 @@ class Trace(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cut_ns: int | None = None
     stop_ns: int | None = None
     segment: int = 0
+    exact_tokens: int = 0
     request_id: str = ""
     send_ns: int = 0
     status: int = 0
@@ -411,22 +414,50 @@ class PromptDetails(Struct, frozen=True, gc=False):
     cached_tokens: TokenCount | None = None
 
 
+class CompletionDetails(Struct, frozen=True, gc=False):
+    reasoning_tokens: TokenCount | None = None
+
+
 class Usage(Struct, frozen=True, gc=False):
     """Token counts as the server states them, in its own words; ``None`` where it does not."""
 
     prompt_tokens: TokenCount | None = None
     completion_tokens: TokenCount | None = None
     prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+    total_tokens: TokenCount | None = None
+    prompt_cache_hit_tokens: TokenCount | None = None
+    cache_read_input_tokens: TokenCount | None = None
+    cached: TokenCount | None = field(default=None, name="cached_tokens")
+    reasoning: TokenCount | None = field(default=None, name="reasoning_tokens")
 
     @property
     def cached_tokens(self) -> int | None:
-        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
+        details = self.prompt_tokens_details
+        return _first_known(
+            details.cached_tokens if details else None,
+            self.cached,
+            self.prompt_cache_hit_tokens,
+            self.cache_read_input_tokens,
+        )
+
+    @property
+    def reasoning_tokens(self) -> int | None:
+        details = self.completion_tokens_details
+        return _first_known(details.reasoning_tokens if details else None, self.reasoning)
+
+
+def _first_known(*counts: int | None) -> int | None:
+    return next((count for count in counts if count is not None), None)
 
 
 class Event(Struct, frozen=True, gc=False):
     """One decoded event. ``tokens`` is how many tokens it carries, where its own ids tell.
 
-    ``timings`` is where the server says that the reply's time went, in llama.cpp's words.
+    ``text`` is all that was generated; where that is reasoning and answer, its first ``thought``
+    characters are the reasoning. ``timings`` is where the server says that the reply's time went,
+    in llama.cpp's words. ``ending`` is what it says of the end beside its ``finish`` reason: the
+    reason in the words of the model's own provider, or a message.
     """
 
     kind: int
@@ -436,6 +467,13 @@ class Event(Struct, frozen=True, gc=False):
     finish: str = ""
     error: str = ""
     timings: dict[str, Any] | None = None
+    thought: int = 0
+    ending: str = ""
+
+    @property
+    def answer(self) -> str:
+        """The text without the reasoning."""
+        return self.text[self.thought :] if self.kind & Kind.ANSWER else ""
 
 
 class Timeline(Struct, frozen=True, kw_only=True):
@@ -445,8 +483,11 @@ class Timeline(Struct, frozen=True, kw_only=True):
     ``slack_ns`` bounds how much earlier the event can have arrived (see ``Reads``); it is 0 for an
     event that had a read to itself. ``lag_ns`` is how late the event's read was.
     ``running_tokens`` is the server's running count of output tokens at each event, where it keeps
-    one, and ``token_ids`` how many ids its events carried. ``failure`` names the kind of failure,
-    and is empty for a good reply. ``stages_ms`` is where the server says that the time went.
+    one, and ``token_ids`` how many ids its events carried. ``usage`` has reasoning inside the
+    completion's tokens and what was cached inside the prompt's, wherever the server counts them.
+    ``hidden_tokens`` is how many of the completion's no event brought, ``None`` where some are
+    missing and nobody knows how many. ``failure`` names the kind of failure, and is empty for a
+    good reply. ``stages_ms`` is where the server says that the time went.
     """
 
     first_event_ns: int | None = None
@@ -456,6 +497,7 @@ class Timeline(Struct, frozen=True, kw_only=True):
     lag_ns: Integers
     running_tokens: Integers | None = None
     token_ids: int | None = None
+    hidden_tokens: int | None = 0
     chars: int = 0
     usage: Usage = Usage()
     finish: str = ""
@@ -464,14 +506,20 @@ class Timeline(Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
+UNKNOWN_TOKENS = -1
+"""Of hidden tokens: there are some, and nobody knows how many."""
+
+
 class RequestMetrics(Struct, frozen=True, kw_only=True):
     """One request's figures; ``None`` where nothing tells. Those of a cell are kept as a table, see
     ``measure/requests``.
 
     ``ttfr_s``, ``ttft_s``, ``ttfat_s`` and ``e2e_s`` count from ``start_ns``. A failed request has
     none of them, and one that was cut off (``cancelled``) those that it lived to see. ``tokens`` is
-    the output length from the best source there is, which ``token_source`` names; ``head_share`` is
-    the share of them, but for the first, that came with the first event.
+    the output length from the best source there is, which ``token_source`` names. ``hidden_tokens``
+    of them came in no event, ``UNKNOWN_TOKENS`` where nobody knows how many. ``head_share`` is the
+    share of the others, but for the first, that is taken to have come with the first event, where
+    no running count tells.
 
     A reply that the user ``cut`` off is as good as what came until then, but for its end-to-end
     latency; ``stop_s`` is how long the server went on sending after that, ``None`` where its end
@@ -507,6 +555,7 @@ class RequestMetrics(Struct, frozen=True, kw_only=True):
     cached_tokens: int | None = None
     tokens: int
     token_source: str
+    hidden_tokens: int = 0
     chars: int = 0
     head_share: float | None = None
     stages_ms: dict[str, float] = field(default_factory=dict)
@@ -807,6 +856,7 @@ class Cell(Struct, kw_only=True):
     measured_output_tokens: Range | None = None
     token_source: str | None = None
     tokens_per_event: float | None = None
+    hidden_tokens: Range | None = None
     itl_imputed_share: float | None = None
     burst_index: float | None = None
     delayed_ack_share: float | None = None

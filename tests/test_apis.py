@@ -44,14 +44,13 @@ def decode(api: str, chunk: Any, name: str = "") -> Event:
         ({"content": "Hi"}, Kind.ANSWER, "Hi"),
         ({"content": " "}, Kind.ANSWER, " "),
         ({"content": "\ufffd🙂"}, Kind.ANSWER, "\ufffd🙂"),
-        ({"content": [{"type": "text", "text": "Hi"}]}, Kind.ANSWER, ""),
+        ({"content": [{"type": "text", "text": "Hi"}]}, Kind.ANSWER, "Hi"),
         ({"content": []}, 0, ""),
         ({"reasoning_content": "Hm"}, Kind.REASONING, "Hm"),
         ({"reasoning": "Hm"}, Kind.REASONING, "Hm"),
         ({"reasoning": "Hm", "reasoning_content": "Hm"}, Kind.REASONING, "Hm"),
         ({"reasoning_content": "Hm", "content": ""}, Kind.REASONING, "Hm"),
         ({"reasoning_content": None, "content": "Hi"}, Kind.ANSWER, "Hi"),
-        ({"reasoning_content": "Hm", "content": "Hi"}, Kind.REASONING | Kind.ANSWER, "HmHi"),
         ({"refusal": "No"}, Kind.ANSWER, "No"),
         ({"tool_calls": [{"index": 0, "function": {"arguments": "{"}}]}, Kind.TOOL, ""),
         ({"tool_calls": []}, 0, ""),
@@ -62,6 +61,12 @@ def decode(api: str, chunk: Any, name: str = "") -> Event:
 )
 def test_a_chat_delta(delta: Any, kind: int, text: str) -> None:
     assert chat(delta=delta, finish_reason=None) == Event(kind, text)
+
+
+def test_reasoning_and_answer_in_one_event_are_told_apart() -> None:
+    event = chat(delta={"reasoning_content": "Hm", "content": "Hi"})
+    assert event == Event(Kind.REASONING | Kind.ANSWER, "HmHi", thought=2)
+    assert event.answer == "Hi"
 
 
 def test_a_chat_finish() -> None:
@@ -120,7 +125,7 @@ def test_a_completion_choice(choice: dict[str, Any], event: Event) -> None:
 def test_final_usage(api: str) -> None:
     usage = {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25}
     event = decode(api, {"choices": [], "usage": usage})
-    assert event == Event(Kind.USAGE, usage=Usage(20, 5))
+    assert event == Event(Kind.USAGE, usage=Usage(20, 5, total_tokens=25))
     assert event.usage is not None
     assert event.usage.cached_tokens is None
 
@@ -184,8 +189,8 @@ def test_no_error(api: str) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        *(b"", b"{", b"5", b"[]", b"DONE", b'{"choices":5}', b'{"choices":[5]}', b'{"usage":[]}'),
-        *(b'{"choices":[{"token_ids":["a"]}]}', b'{"choices":[{"finish_reason":1}]}'),
+        *(b"{", b"5", b"[]", b"DONE", b'{"choices":5}', b'{"choices":[5]}', b'"a"'),
+        *(b'{"choices":[{"delta":"a"}]}', b'{"choices":[]} x', b'{"choices":[]}]'),
         *(b'{"%s":' % key + b"[" * 50_000 for key in (b"choices", b"error", b"foo")),
     ],
     ids=lambda data: data[:30].decode(),
@@ -229,7 +234,10 @@ def test_no_data_makes_it_raise(data: bytes, name: str, api: str) -> None:
 def test_many_events_decode_as_each_does_by_itself(events: list[tuple[bytes, str]]) -> None:
     numbered = [(end, data, name) for end, (data, name) in enumerate(events)]
     alone = [chunks.decode(data, name) for data, name in events]
-    assert chunks.decode_all(numbered) == alone
+    end = next((n for n, each in enumerate(alone) if each.kind & Kind.DONE), len(alone))
+    told = chunks.decode_all(numbered)
+    assert told[: end + 1] == alone[: end + 1]
+    assert {each.kind for each in told[end + 1 :]} <= {0, Kind.ERROR}  # the reply was over
 
 
 @pytest.mark.parametrize("odd", [b'{"choices":[', b"{}{}", b"", b"{\xff}", b'{"error":"busy"}'])

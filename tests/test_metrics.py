@@ -111,7 +111,7 @@ def test_every_latency_of_a_reply() -> None:
         ([10, 20], 1, None),  # a token over two events has no gap between tokens
         ([10], 5, None),  # nobody saw how long five tokens in one event took
         ([10, 10, 10], 3, None),
-        ([10, 20], 0, None),
+        ([10, 20], 0, 10),  # a reply of no tokens had no events: nobody counted
     ],
 )
 def test_tpot(times: list[float], tokens: int | None, tpot_ms: float | None) -> None:
@@ -144,7 +144,7 @@ def test_token_ids_come_before_usage_and_usage_before_events() -> None:
     told = measured((10, said()), (20, ending()))
     assert (told.tokens, told.token_source) == (1, "chunks")
     told = measured((10, said()), (20, ending(0)))
-    assert (told.tokens, told.token_source) == (0, "usage")
+    assert (told.tokens, told.token_source) == (1, "chunks")
 
 
 def test_the_last_usage_counts() -> None:
@@ -246,7 +246,8 @@ def test_servers_that_do_not_count() -> None:
 
 
 def test_several_tokens_an_event_without_a_running_count() -> None:
-    assert itl_ms(at(10, 20, 30, tokens=2_000)) == "2,000 tokens came in 3 events"
+    words = [(time, said("word " * 400)) for time in (10, 20, 30)]
+    assert itl_ms(measured(*words, (30, ending(2_000)))) == "2,000 tokens came in 3 events"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Traces decoded: when each event had arrived, and how a stream ended."""
 
+import gzip
 import json
 from array import array
 from itertools import accumulate
@@ -215,7 +216,6 @@ def test_a_running_count() -> None:
     [
         [said(), said(), usage_event(2)],
         [said(), said(usage=running(2))],  # a total that comes with the last content
-        [said(usage=running(1)), said(usage=running(1)), said(usage=running(1))],  # stands still
         [said(usage=running(0)), said(usage=running(0))],
     ],
 )
@@ -260,16 +260,17 @@ def test_other_statuses(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "words"),
+    ("headers", "body", "words"),
     [
-        ({"content-type": "text/html"}, "text/html"),
-        ({"content-type": "application/json"}, "application/json"),
-        ({}, "of no stated type"),
-        ({"content-type": "text/event-stream", "content-encoding": "gzip"}, "gzip-encoded"),
+        ({"content-type": "text/html"}, b"<html></html>", "text/html"),
+        ({"content-type": "application/json"}, b'{"choices": []}', "application/json"),
+        ({"content-type": "application/json"}, b"", "application/json"),
+        ({}, b"data", "of no stated type"),
+        (STREAM | {"content-encoding": "gzip"}, gzip.compress(GOOD), "gzip-encoded"),
     ],
 )
-def test_what_is_not_a_stream(headers: dict[str, str], words: str) -> None:
-    failure, detail = failed((10, GOOD), headers=headers)
+def test_what_is_not_a_stream(headers: dict[str, str], body: bytes, words: str) -> None:
+    failure, detail = failed((10, body), headers=headers)
     assert failure == "not-a-stream"
     assert words in detail
 
@@ -280,6 +281,9 @@ def test_what_is_not_a_stream(headers: dict[str, str], words: str) -> None:
         {"content-type": "text/event-stream"},
         {"content-type": "Text/Event-Stream;charset=UTF-8"},
         {"content-type": "text/event-stream", "content-encoding": "identity"},
+        {"content-type": "text/event-stream", "content-encoding": "gzip"},  # unpacked on the way
+        {"content-type": "application/json"},
+        {},
     ],
 )
 def test_what_is_a_stream(headers: dict[str, str]) -> None:

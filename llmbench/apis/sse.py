@@ -5,7 +5,7 @@ parser is *where* each event ended: the offset at which a client could first hav
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate, repeat
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -13,11 +13,18 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 # groups are atomic, or the CR and LF of one CRLF would pass for two line ends.
 _BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _BOM = b"\xef\xbb\xbf"
+_BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?::|(?:data|event|id|retry|error)\s?(?::|[\r\n]))")
+_ERROR = re.compile(rb'\s*\{\s*"error"\s*:(?!\s*null)')
 _DATA = b"data: "
 _NEXT_EVENT = b"\n\n" + _DATA
 
 ServerSentEvent = tuple[int, bytes, str]
 """Where an event ended (the offset just past the byte that completed it), its data, its name."""
+
+
+def is_stream(body: bytes) -> bool:
+    """Whether ``body`` begins as an event stream does, whatever its content type says."""
+    return _BEGINNING.match(body) is not None
 
 
 def parse(body: bytes) -> list[ServerSentEvent]:
@@ -51,7 +58,11 @@ def _parse_any(body: bytes, start: int) -> Iterator[ServerSentEvent]:
 
 
 def _fields(block: bytes) -> tuple[bytes | None, str]:
-    """The data and the name of an event of any number of lines, comments among them."""
+    """The data and the name of an event of any number of lines, comments among them.
+
+    Beyond the standard, a field ``error`` and a line that is a bare JSON error, as some servers
+    send them when a reply breaks off, make the event one that is named error.
+    """
     data: list[bytes] = []
     name = ""
     for line in _LINE_END.split(block):
@@ -61,4 +72,16 @@ def _fields(block: bytes) -> tuple[bytes | None, str]:
             data.append(value)
         elif field == b"event":
             name = value.decode("utf-8", "replace")
+        elif field == b"error" and value:
+            return value, "error"
+        elif _ERROR.match(line):
+            return line, "error"
     return (b"\n".join(data) if data else None), name
+
+
+def rest(body: bytes, events: Sequence[ServerSentEvent]) -> bytes:
+    """What ``body`` says after the last of its ``events``, without the name of a field."""
+    left = body[events[-1][0] if events else 0 :].strip()
+    for field in (b"data:", b"error:"):
+        left = left.removeprefix(field)
+    return left.strip()

@@ -88,6 +88,7 @@ class Recording:
             index=call.index,
             stream=call.stream,
             phase=call.phase,
+            exact_tokens=call.exact_tokens,
             request_id=call.request_id,
             sent_ns=sent_ns - zero_ns,
             end_ns=end_ns - sent_ns,

@@ -102,6 +102,7 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
             due_ns=due_ns,
             cut_after_s=ask.cut_after_s,
             segment=ticket.segment,
+            exact_tokens=ask.output_tokens if self._is_exact else 0,
         )
 
     def reply(self, trace: Trace) -> Message | None:
@@ -160,6 +161,11 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
     @cached_property
     def _endpoint(self) -> Endpoint:
         return endpoint(self.target)
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether a reply has as many tokens as are asked for."""
+        return self.dialect.exact_length and not self.facts.load.content.natural_stops
 
     @property
     def _api(self) -> Api:

@@ -5,6 +5,7 @@ chunks are kept as they are and written back to bytes when the cell is over.
 """
 
 import asyncio
+import json
 import socket
 import ssl
 import time
@@ -171,5 +172,5 @@ class OpenAIClient:
 
 
 def _json(chunk: Any) -> bytes:
-    text: str = chunk.model_dump_json(exclude_unset=True)
-    return text.encode()
+    """``chunk`` as it came; the SDK keeps values of any type, and halves of a surrogate pair."""
+    return json.dumps(chunk.model_dump(exclude_unset=True, warnings=False), default=str).encode()

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 from msgspec import Struct
 
-from llmbench.apis import APIS, sse
+from llmbench.apis import APIS, lenient, sse
 from llmbench.apis.chunks import error_message
 from llmbench.apis.dialect import Dialect
 from llmbench.drive.aiohttp_client import failure, read_all, session
@@ -122,7 +122,7 @@ class Probe:
         """The tokens of a greedy reply to ``prompt``, each as its text."""
         trace = await self._exchange(prompt, output_tokens)
         events = self._api.decode(sse.parse(trace.body))
-        return [event.text for event in events if event.kind & Kind.GENERATED]
+        return [lenient.clean(each.text) for each in events if each.kind & Kind.GENERATED]
 
     def _prompt(self, words: int, content: Content = PLAIN) -> str:
         self._asked += 1

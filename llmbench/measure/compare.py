@@ -362,7 +362,7 @@ def _rate_by_requests(
     what a request brings / the mean of how long it stays, both over the same resample."""
     brought, stays = [], []
     for _, its in side.measured():
-        brought.append(its.good * (its.tokens if name == "otps" else 1.0))
+        brought.append(its.good * (its.seen_tokens if name == "otps" else 1.0))
         stays.append((its.end_ns - its.sent_ns) / 1e9)
     whole, seconds = np.concatenate(brought), np.concatenate(stays)
     known, unit, n = whole.sum() / seconds.sum(), _unit(side), len(seconds)

@@ -3,7 +3,7 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
-from llmbench.apis import sse
+from llmbench.apis import lenient, sse
 from llmbench.records import Event, Kind, Trace
 
 Decode = Callable[[Sequence[sse.ServerSentEvent]], list[Event]]
@@ -32,8 +32,9 @@ def heard(trace: Trace) -> bytes:
 
 
 def reply_text(body: bytes, decode_events: Decode) -> str | None:
-    """The answer in a reply, without reasoning; ``None`` for one that says it has failed."""
+    """The answer in a reply, without reasoning; ``None`` for one without, which no server lets a
+    user say back to it, and for one that says it has failed."""
     events = decode_events(sse.parse(body))
     if any(event.kind & Kind.ERROR for event in events):
         return None
-    return "".join(event.text for event in events if event.kind & Kind.ANSWER)
+    return lenient.joined([event.answer for event in events]) or None

@@ -6,6 +6,7 @@ import numpy as np
 
 from llmbench.measure.requests import Column, Mask, Ragged, Requests
 from llmbench.measure.statistics import Floats, Ints, Reals
+from llmbench.records import UNKNOWN_TOKENS
 
 BURST_FRACTION = 0.2
 """A gap shorter than this share of the median gap is part of a burst."""
@@ -21,6 +22,9 @@ DELAYED_ACK_S = (0.038, 0.045)
 
 COUNT_TOLERANCE = 0.01
 """How far events and tokens may differ and still pass for one token an event."""
+
+FEWEST_AN_EVENT = 1 - COUNT_TOLERANCE
+"""Where events bring fewer tokens than this, some bring a part of one."""
 
 
 class TokenGaps(NamedTuple):
@@ -50,7 +54,9 @@ def token_gaps(good: Requests) -> TokenGaps:
         several = good.steps.values[good.steps.values > 1]
         imputed = int(several.sum()) / len(gaps.values) if len(gaps.values) else 0.0
         return TokenGaps(gaps, imputed, "")
-    events, tokens = int(good.events.sum()), int(good.tokens.sum())
+    if (good.hidden_tokens == UNKNOWN_TOKENS).any():
+        return TokenGaps(None, 0.0, "some tokens came in no event")
+    events, tokens = int(good.events.sum()), int(good.seen_tokens.sum())
     # A model that stops by itself counts its end token, which has no text and no event.
     ends = int((good.finish == "stop").sum())
     if (good.token_source == "chunks").any():

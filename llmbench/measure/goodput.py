@@ -48,6 +48,7 @@ def goodput(cell: Cell, measured: Requests, objectives_ms: Mapping[str, float]) 
     worth = share_worth(is_bad[known], Shared.of(cell, measured).of_known(known))
     good, bad = int(is_good.sum()), int(is_bad.sum())
     ok, tokens = measured.good, int(measured.tokens[is_good].sum())
+    seen = measured.seen_tokens
     return Goodput(
         limits_ms=limits_ms,
         good=good,
@@ -57,7 +58,7 @@ def goodput(cell: Cell, measured: Requests, objectives_ms: Mapping[str, float]) 
         share=good / (good + bad) if good + bad else None,
         ci95=wilson(good / (good + bad) * worth, worth) if good + bad else None,
         per_s=_part(cell.requests_per_s, good, int(ok.sum())),
-        tokens_per_s=_part(cell.otps, tokens, int(measured.tokens[ok].sum())),
+        tokens_per_s=_part(cell.otps, int(seen[is_good].sum()), int(seen[ok].sum())),
     )
 
 

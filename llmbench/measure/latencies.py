@@ -9,7 +9,7 @@ from llmbench.measure.requests import Requests, known
 from llmbench.measure.shared import Shared
 from llmbench.measure.statistics import Floats
 from llmbench.measure.survival import Sample
-from llmbench.records import Block, Cell
+from llmbench.records import UNKNOWN_TOKENS, Block, Cell
 
 
 def add_latencies(cell: Cell, measured: Requests) -> None:
@@ -28,7 +28,7 @@ def add_latencies(cell: Cell, measured: Requests) -> None:
     if not np.isnan(paces).all():
         cell.tpot_ms = block(with_lost(measured, paces * MS, np.inf), shared)
         cell.otps_per_user = block(with_lost(measured, 1 / paces, 0.0), shared, slow_side_low=True)
-    whole = measured.tokens / np.where(measured.e2e_s > 0, measured.e2e_s, np.nan)
+    whole = measured.seen_tokens / np.where(measured.e2e_s > 0, measured.e2e_s, np.nan)
     if not np.isnan(whole).all():
         cell.otps_end_to_end = block(with_lost(measured, whole, 0.0), shared, slow_side_low=True)
     _withhold_token_rates(cell, measured)
@@ -72,10 +72,28 @@ def with_lost(requests: Requests, values: Floats, lost: float) -> Floats:
 
 
 def _withhold_token_rates(cell: Cell, measured: Requests) -> None:
-    """No rate of tokens where they are not counted, or where many come with the first event: that
-    rate is over the time after the first, and would count them as made in no time."""
+    """No rate of tokens where they are not counted, or not seen; none after the first event where
+    many come with that, which would count as made in no time, or where events bring parts of a
+    token, of which the first and the last event may have any."""
+    good = measured.good
     if cell.token_source == "chunks":
         cell.tpot_ms = cell.otps_per_user = cell.otps_end_to_end = None
+        return
+    if (unseen := measured.hidden_tokens[good] == UNKNOWN_TOKENS).any():
+        cell.tpot_ms = cell.otps_per_user = cell.otps_end_to_end = cell.otps = None
+        cell.otps_ci95 = None
+        cell.notes.append(
+            f"no tok/s, no TPOT: {unseen.sum()} replies have tokens that came in no event, and "
+            "nobody knows how many (reasoning that is not streamed, or in part)"
+        )
+        return
+    each = cell.tokens_per_event
+    if each is not None and each < gap.FEWEST_AN_EVENT:
+        cell.tpot_ms = cell.otps_per_user = None
+        cell.notes.append(
+            f"TPOT and tok/s per user not shown: {each:.2f} tokens an event, by the server's "
+            "count: its events split tokens, or it counts too few"
+        )
         return
     heads = known(measured.head_share[measured.good])
     share = float(heads.mean()) if len(heads) else 0.0

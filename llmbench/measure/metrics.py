@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from llmbench.measure.ruler import PROMPT_LAG_NS
-from llmbench.records import Integers, RequestMetrics, Singles, Timeline, Trace
+from llmbench.records import UNKNOWN_TOKENS, Integers, RequestMetrics, Singles, Timeline, Trace
 
 SECOND_NS = 1e9
 MOST_HALF = 65_504.0
@@ -21,10 +21,12 @@ def measure(trace: Trace, timeline: Timeline) -> RequestMetrics:
     """One request's figures. Latencies count from when it was due, in an open loop, so that what
     the client sends late is part of them; else from ``sent``."""
     tokens, source = count_tokens(timeline)
+    hidden = timeline.hidden_tokens
+    seen_tokens = tokens if hidden is None else tokens - hidden
     at_ns = timeline.at_ns
     first_ns, last_ns = (at_ns[0], at_ns[-1]) if at_ns else (None, None)
     good = not timeline.failure
-    seen = good or timeline.failure == "cancelled"
+    was_seen = good or timeline.failure == "cancelled"
     late_ns = 0 if trace.due_ns is None else trace.sent_ns - trace.due_ns
     running = timeline.running_tokens
     evidence: dict[str, Any] = _evidence(trace, timeline) if good else {"lag_ms": array("f")}
@@ -47,13 +49,14 @@ def measure(trace: Trace, timeline: Timeline) -> RequestMetrics:
         tokens=tokens,
         token_source=source,
         chars=timeline.chars,
-        head_share=_head_share(at_ns, running, tokens),
+        hidden_tokens=UNKNOWN_TOKENS if hidden is None else hidden,
+        head_share=_head_share(at_ns, seen_tokens) if running is None else None,
         stages_ms=timeline.stages_ms,
-        ttfr_s=_seconds(timeline.first_event_ns, late_ns) if seen else None,
-        ttft_s=_seconds(first_ns, late_ns) if seen else None,
-        ttfat_s=_seconds(timeline.first_answer_ns, late_ns) if seen else None,
+        ttfr_s=_seconds(timeline.first_event_ns, late_ns) if was_seen else None,
+        ttft_s=_seconds(first_ns, late_ns) if was_seen else None,
+        ttfat_s=_seconds(timeline.first_answer_ns, late_ns) if was_seen else None,
         e2e_s=_seconds(last_ns, late_ns) if good and trace.cut_ns is None else None,
-        tpot_s=_tpot_s(first_ns, last_ns, tokens) if good else None,
+        tpot_s=_tpot_s(at_ns, running, seen_tokens) if good and hidden is not None else None,
         cut=trace.cut_ns is not None,
         stop_s=_seconds(trace.stop_ns, 0),
         events=len(at_ns),
@@ -81,18 +84,21 @@ def _seconds(ns: int | None, late_ns: int) -> float | None:
     return None if ns is None else (ns + late_ns) / SECOND_NS
 
 
-def _tpot_s(first_ns: int | None, last_ns: int | None, tokens: int) -> float | None:
-    if first_ns is None or last_ns is None or last_ns == first_ns or tokens < 2:
+def _tpot_s(at_ns: Integers, running: Integers | None, tokens: int) -> float | None:
+    """The time by the token that came after the first event: where a running count tells how many
+    came with that, so many fewer; else it is taken for one."""
+    if not at_ns or at_ns[-1] == at_ns[0]:
         return None
-    return (last_ns - first_ns) / SECOND_NS / (tokens - 1)
+    after = tokens - 1 if running is None else running[-1] - running[at_ns.count(at_ns[0]) - 1]
+    return (at_ns[-1] - at_ns[0]) / SECOND_NS / after if after > 0 else None
 
 
-def _head_share(at_ns: Integers, running: Integers | None, tokens: int) -> float | None:
-    """The share of a reply's tokens, but for the first, that came with its first event."""
+def _head_share(at_ns: Integers, tokens: int) -> float | None:
+    """The share of a reply's tokens, but for the first, that is taken to have come with its first
+    event, where each brings as many."""
     if tokens < 2 or not at_ns:
         return None
-    events = at_ns.count(at_ns[0])
-    head = events * tokens / len(at_ns) if running is None else float(running[events - 1])
+    head = at_ns.count(at_ns[0]) * tokens / len(at_ns)
     return max(head - 1, 0) / (tokens - 1)
 
 

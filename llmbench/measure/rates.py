@@ -98,7 +98,7 @@ def add_rates(cell: Cell, requests: Requests, window: Window, *, open_loop: bool
     ended = good & (start_ns <= requests.end_ns) & (requests.end_ns <= stop_ns)
     arrived = _arrived(requests, window)
     whole = arrived / np.maximum(requests.events, 1)
-    tokens = np.where(good, whole * requests.tokens, arrived * (cell.tokens_per_event or 1))
+    tokens = np.where(good, whole * requests.seen_tokens, arrived * (cell.tokens_per_event or 1))
     cell.window_s = window.seconds
     cell.segments = _segments(requests, window, tokens, part)
     cell.otps = float(tokens.sum()) / window.seconds if cell.token_source != "chunks" else None
@@ -151,7 +151,7 @@ def add_rate_intervals(cell: Cell, measured: Requests) -> None:
     """
     stays_s = (measured.end_ns - measured.sent_ns) / 1e9
     for name, brought in (
-        ("otps", measured.good * measured.tokens),
+        ("otps", measured.good * measured.seen_tokens),
         ("requests_per_s", measured.good),
     ):
         rate = getattr(cell, name)

@@ -132,6 +132,7 @@ class Requests:
     prompt_tokens: Int32s
     cached_tokens: Int32s
     tokens: Int32s
+    hidden_tokens: Int32s
     chars: Int32s
     events: Int32s
     shared: Int32s
@@ -228,6 +229,11 @@ class Requests:
     def lost(self) -> Mask:
         """Those that failed; one that was cut off has not."""
         return ~(self.good | self.cancelled)
+
+    @property
+    def seen_tokens(self) -> Int32s:
+        """The tokens that came in events, as far as it is known how many did not."""
+        return self.tokens - np.maximum(self.hidden_tokens, 0)
 
     @property
     def measured(self) -> Mask:
@@ -337,7 +343,7 @@ def _packed(rows: Sequence[RequestMetrics]) -> Requests:
         columns[name] = whole(name)
     for name in (
         *("index", "session", "turn", "run", "segment"),
-        *("tokens", "chars", "events", "shared"),
+        *("tokens", "hidden_tokens", "chars", "events", "shared"),
     ):
         columns[name] = whole(name, np.int32)
     for name in ("counted", "cut"):

@@ -91,6 +91,7 @@ def add_distributions(cell: Cell, facts: CellFacts, measured: Requests, good: Re
     _gaps(cell, measured, good)
     if facts.load.rate:
         _lateness(cell, measured.where(~measured.lost))
+    _without_answers(cell, facts, good)
     cell.turns = turns(measured, lambda its: latency_block(cell, its, "ttft_s")[0])
     cell.barge_in = barge_in(measured)
     cell.tpot_by_length = tpot_by_length(good) if cell.tpot_ms is not None else None
@@ -180,6 +181,17 @@ def _count(measured: Requests) -> Counts:
     )
 
 
+def _without_answers(cell: Cell, facts: CellFacts, good: Requests) -> None:
+    """Say how many replies used up all their tokens for reasoning."""
+    cut_off = np.isnan(good.ttfat_s) & (good.events > 0) & (good.finish == "length")
+    if cut_off.any():
+        ended = ", and their sessions ended there" if facts.load.content.turns > 1 else ""
+        cell.notes.append(
+            f"{cut_off.sum()} replies reached their limit in reasoning, with no answer{ended}: ask "
+            "for more --output-tokens"
+        )
+
+
 def _lateness(cell: Cell, sent: Requests) -> None:
     """How late the requests of an open loop were sent."""
     queued_ms = sent.queued_ns / 1e6
@@ -243,5 +255,7 @@ def _lengths(cell: Cell, facts: CellFacts, good: Requests) -> None:
     sources = Counter(good.token_source.tolist())
     cell.token_source = sources.most_common(1)[0][0] if sources else None
     events = int(good.events.sum())
-    cell.tokens_per_event = int(good.tokens.sum()) / events if events else None
+    cell.tokens_per_event = int(good.seen_tokens.sum()) / events if events else None
+    hidden = good.hidden_tokens[good.hidden_tokens > 0]
+    cell.hidden_tokens = range_of(hidden)
     _cached(cell, facts, good)

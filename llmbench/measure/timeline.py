@@ -1,5 +1,6 @@
 """Trace → Timeline: what the bytes of a reply say, and when each of its events had arrived."""
 
+import re
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -7,16 +8,27 @@ from http import HTTPStatus
 from itertools import pairwise
 from typing import Any
 
-from llmbench.apis import sse
+from llmbench.apis import lenient, sse
 from llmbench.apis.chunks import MALFORMED, error_message
 from llmbench.measure.early import heard
+from llmbench.measure.usage import hidden_tokens, is_cumulative, running_sum, usage_of
 from llmbench.records import TOO_LARGE, Event, Integers, Kind, Timeline, Trace, Usage
 
-_GENERATED, _ANSWER, _RARE = Kind.GENERATED, Kind.ANSWER, Kind.FINISH | Kind.ERROR
+_GENERATED, _ANSWER, _REASONING = Kind.GENERATED, Kind.ANSWER, Kind.REASONING
+_RARE = Kind.FINISH | Kind.ERROR
 """Looked up for every event."""
 
 BARGE_IN = "barge-in"
 """How a reply finished that its user cut off."""
+
+_ENDED_BADLY = re.compile(
+    "abort|error|fail|cancel|filter|safety|insufficient|overload|unavailable|time_?d?_?out"
+    "|refus|prohibit|blocklist|recitation|spii|malformed|exception|interrupt|network|reject"
+)
+"""Of finish reasons, in whatever words: there is no telling what the rest would have been."""
+
+LONGEST_KIND = 40
+QUOTED_BYTES = 120
 
 
 def decode(
@@ -40,17 +52,19 @@ def decode(
         events = [event for event in events if event[0] <= len(heard(trace))]
     ends = reads.end
     read_of = [bisect_left(ends, end) for end, _, _ in events]
+    told = decode_events(events)
     content: list[int] = []  # the content events' reads
     running = array("q")  # tokens so far, at each of them
     first_answer_ns = None
-    usage, finish, timings, error = Usage(), "", None, ""
-    chars = seen = ids = counted = 0
-    for read, event in zip(read_of, decode_events(events), strict=True):
+    stated: list[Usage] = []
+    finish, ending, timings, error = "", "", None, ""
+    chars = seen = ids = counted = thoughts = thought_chars = 0
+    for read, event in zip(read_of, told, strict=True):
         kind = event.kind
         seen |= kind
         if event.usage is not None:
-            usage = event.usage
-            counted = usage.completion_tokens or 0
+            stated.append(event.usage)
+            counted = event.usage.completion_tokens or counted
         if event.tokens is not None:
             ids += event.tokens
         if kind & _GENERATED:
@@ -59,22 +73,45 @@ def decode(
             content.append(read)
             running.append(ids or counted)
             chars += len(event.text)
+            if kind & _REASONING:
+                thoughts += 1
+                thought_chars += event.thought or len(event.text)
         if kind & _RARE:
             finish, error = event.finish or finish, error or event.error
+            ending = event.ending or ending
         if event.timings:
             timings = event.timings
+    usage = usage_of(stated, len(content), chars)
+    if running and running[-1] and not ids and not is_cumulative(running, len(content), chars):
+        running = running_sum(told)
     if trace.cut_ns is None:
-        failure, detail = _failed(trace, seen, error)
+        error = error or _last_words(trace, seen, events)
+        failure, detail = _failed(trace, seen, error, finish, ending)
+        if not failure:
+            failure, detail = _short(trace, ids or usage.completion_tokens, len(content), finish)
     else:
         failure, detail, finish = ("stream-error" if error else ""), error, BARGE_IN
     return Timeline(
-        first_event_ns=reads.at_ns[read_of[0]] if read_of else None,
+        first_event_ns=next(
+            (reads.at_ns[read] for read, event in zip(read_of, events, strict=True) if event[1]),
+            None,
+        ),
         first_answer_ns=first_answer_ns,
         at_ns=_at(content, reads.at_ns),
         slack_ns=_slack(content, reads.slack_ns),
         lag_ns=_at(content, reads.lag_ns),
         running_tokens=running if _counts(running) else None,
         token_ids=ids or None,
+        hidden_tokens=0
+        if ids
+        else hidden_tokens(
+            usage,
+            len(content),
+            chars,
+            thoughts,
+            thought_chars,
+            unclear=bool(seen & Kind.TOOL) or _counts(running),
+        ),
         chars=chars,
         usage=usage,
         finish=finish,
@@ -119,8 +156,9 @@ def _counts(running: Integers) -> bool:
 
 
 def _is_event_stream(trace: Trace) -> bool:
+    """Whether a reply is one, by how it begins, or by its headers where it never did."""
     headers = trace.headers
-    return (
+    return sse.is_stream(trace.body) or (
         headers.get("content-type", "").lower().startswith("text/event-stream")
         and headers.get("content-encoding", "identity").lower() == "identity"
     )
@@ -135,20 +173,69 @@ def _failed_without_a_stream(trace: Trace) -> tuple[str, str]:
         if retry_after := trace.headers.get("retry-after"):
             detail += f" (Retry-After: {retry_after})"
         return f"http-{trace.status}", detail
+    if words := _error_in(trace.body):
+        return "stream-error", words
     content_type = trace.headers.get("content-type", "of no stated type")
     if encoding := trace.headers.get("content-encoding"):
         content_type = f"{encoding}-encoded {content_type}"
-    return "not-a-stream", f"the reply is {content_type}, not text/event-stream"
+    words = "" if encoding else _quoted(trace.body)
+    return "not-a-stream", f"the reply is {content_type}, not text/event-stream{words}"
 
 
-def _failed(trace: Trace, seen: int, error: str) -> tuple[str, str]:
+def _quoted(body: bytes) -> str:
+    """What is to be said of a ``body`` that nobody could read: what it says itself."""
+    words = error_message(body[:QUOTED_BYTES])
+    return f": {words}" if words else ""
+
+
+def _error_in(body: bytes) -> str:
+    """What went wrong, by a ``body`` that is a JSON error and no event; else nothing."""
+    if not body.lstrip().startswith((b"{", b"[")):
+        return ""
+    try:
+        found, _ = lenient.documents(body.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return ""
+    return error_message(body) if any(map(lenient.states_error, found)) else ""
+
+
+def _last_words(trace: Trace, seen: int, events: Sequence[sse.ServerSentEvent]) -> str:
+    """The error that stands in no event, at the end of a reply that did not end well."""
+    if trace.error == TOO_LARGE or (seen & (Kind.DONE | Kind.FINISH) and not trace.error):
+        return ""
+    return _error_in(sse.rest(trace.body, events))
+
+
+def _failed(trace: Trace, seen: int, error: str, finish: str, ending: str) -> tuple[str, str]:
     """The kind of failure of an event stream and its words; both empty for a good one."""
     if error and trace.error != TOO_LARGE:
         return ("malformed" if error.startswith(MALFORMED) else "stream-error"), error
     if trace.error:
         return trace.error, trace.detail
     if not seen & (Kind.DONE | Kind.FINISH):
-        return "truncated", "the stream ended without a finish reason or [DONE]"
+        return "truncated", "the stream ended without a finish reason or [DONE]" + (
+            _quoted(trace.body) if not seen else ""
+        )
+    said = f"the reply ended with finish_reason '{finish}'" + (f" ({ending})" if ending else "")
+    if _is_bad(finish):
+        return (finish.lower() if len(finish) <= LONGEST_KIND else "error"), said
+    if _is_bad(ending):
+        return "error", said
     if not seen & Kind.GENERATED:
         return "empty", "the reply has no generated tokens"
     return "", ""
+
+
+def _is_bad(reason: str) -> bool:
+    return _ENDED_BADLY.search(reason.lower()) is not None
+
+
+def _short(trace: Trace, tokens: int | None, events: int, finish: str) -> tuple[str, str]:
+    """The failure of a reply with fewer ``tokens`` than its server was to keep to. As many events
+    as that are no short reply: tokens are split, or miscounted."""
+    if tokens is None or max(tokens, events) >= trace.exact_tokens:
+        return "", ""
+    return "short", (
+        f"the reply stopped after {tokens} of {trace.exact_tokens} tokens (finish_reason "
+        f"'{finish}') in spite of ignore_eos; --natural-stops measures replies as they end"
+    )

@@ -13,9 +13,6 @@ Little's law it is the rate of the requests times their residence."""
 CACHED = 0.01
 """A greater share of prompt tokens from a cache than this makes a cell warm."""
 
-COUNTS_AGREE = 0.01
-"""How far the server's token count may be below the number of events that brought tokens."""
-
 DELAYED_ACKS = 0.1
 """A greater share of gaps near the 40 ms of a delayed ACK, among much shorter ones, is one."""
 
@@ -56,7 +53,6 @@ def _reasons(cell: Cell, facts: CellFacts) -> list[str]:
     return [
         _nothing_timed(cell, facts) or _held_back(cell, facts),
         _sent_late(cell) if facts.load.rate else _underloaded(cell, facts),
-        _miscounted(cell),
         *(_unhealthy(facts.health) if facts.health else ()),
     ]
 
@@ -146,16 +142,6 @@ def _underloaded(cell: Cell, facts: CellFacts) -> str:
     )
 
 
-def _miscounted(cell: Cell) -> str:
-    ratio, guessed = cell.tokens_per_event, cell.token_source in (None, "chunks")
-    if guessed or ratio is None or ratio >= 1 - COUNTS_AGREE:
-        return ""
-    return (
-        f"token counts disagree: the server counts {ratio:.2f} tokens for each event that brought "
-        "some"
-    )
-
-
 def _unhealthy(health: Health) -> list[str]:
     return [
         f"the system's clock was set while measuring, by {health.clock_step_ms:.3g} ms"
@@ -183,6 +169,13 @@ def _notes(cell: Cell, facts: CellFacts) -> list[str]:
         )
     if not counted:
         notes.append("no tok/s: the server does not count its tokens; chars_per_s is in the JSON")
+    if cell.measured_prompt_tokens is None and counted:
+        notes.append("the server does not count prompt tokens: how long prompts are is a guess")
+    if cell.hidden_tokens is not None:
+        notes.append(
+            f"replies have {_span(cell.hidden_tokens)} tokens of reasoning that are not streamed: "
+            "TPOT and tok/s are of the others"
+        )
     if cell.requests.cancelled:
         notes.append(
             f"{cell.requests.cancelled} requests were cut off in flight: they count as at least as "
