@@ -1,11 +1,12 @@
 """The objects of a JSON file, one at a time: JSON lines, or one big array of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import ijson
 import msgspec
 
+from llmbench.datasets.names import plain
 from llmbench.datasets.rows import (
     BLOCK,
     LONGEST,
@@ -15,10 +16,29 @@ from llmbench.datasets.rows import (
     Row,
     first_byte,
     lines,
+    peeked,
+    samples,
 )
+from llmbench.datasets.times import NAMES, Found, Times
+from llmbench.records import Sample
 
 _DEEPEST = 100  # a deeper row is not of any format here, and building it could take all memory
 _NOT_AN_OBJECT = "it is not a JSON object"
+
+
+def json_samples(
+    file: BinaryIO, sample: Callable[[dict[str, Any]], Sample | None]
+) -> Iterator[Sample | Broken]:
+    """What ``sample`` makes of each object, with its time where objects have one."""
+    first, rows = peeked(json_rows(file))
+    return samples(rows, sample, Times(time_of, first))
+
+
+def time_of(row: dict[str, Any]) -> Found | None:
+    """The time of an object, by the name that comes first in ``NAMES``."""
+    named = {plain(name): name for name in row if row[name] is not None}
+    found = next((named[each] for each in NAMES if each in named), None)
+    return None if found is None else (found, row[found])
 
 
 def json_rows(file: BinaryIO) -> Iterator[Row | Broken]:

@@ -1,11 +1,10 @@
 """Parquet files: tables of prompts like CSV, or of whole conversations."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from llmbench.datasets import openai, sharegpt, table
-from llmbench.datasets.fields import Clock
-from llmbench.datasets.rows import Broken, Row, samples
+from llmbench.datasets import table, turns
+from llmbench.datasets.rows import Broken, Row, peeked, samples
 from llmbench.errors import UserError
 from llmbench.records import Sample
 
@@ -19,21 +18,12 @@ def read_parquet(file: BinaryIO, columns: dict[str, str]) -> Iterator[Sample | B
     """
     parquet = _opened(file)
     header = list(parquet.schema_arrow.names)
-    if "messages" in header and not columns:
-        lengths = [name for name in openai.LENGTHS if name in header]
-        return samples(_rows(parquet, ["messages", *lengths]), openai.sample)
-    if "conversations" in header and not columns:
-        return samples(_rows(parquet, ["conversations"]), sharegpt.sample)
-    wanted = table.chosen(header, columns)
-    clock = Clock()
-    return samples(
-        _rows(parquet, list(dict.fromkeys(wanted.values()))),
-        lambda row: table.sample(_values(row, wanted), clock),
-    )
-
-
-def _values(row: Mapping[str, Any], wanted: dict[str, str]) -> dict[str, Any]:
-    return {name: row[column] for name, column in wanted.items()}
+    found = table.chosen(header, columns)
+    wanted = [*found.values(), *(name for name in turns.TOOLS if name in header)]
+    first, rows = peeked(_rows(parquet, list(dict.fromkeys(wanted))))
+    at = found.get("at")
+    times = at and table.moments(lambda row: (at, row[at]), first, columns)
+    return samples(rows, lambda row: table.sample(row, found), times or None)
 
 
 def _opened(file: BinaryIO) -> Any:
