@@ -95,10 +95,10 @@ def _blocks_of(first: Sequence[dict[str, Any]], columns: dict[str, str]) -> _Blo
             seen.append((length, len(ids)))
     if not seen:
         return _Blocks(BLOCK_TOKENS)
-    longest, count_of_longest = max(seen, key=lambda each: each[1])
-    odd = -(-longest // count_of_longest)  # the least size that the row with the most ids can have
-    sizes = (BLOCK_TOKENS, *_OTHER_SIZES, odd)
-    guesses = [_Blocks(size, full) for full in (False, True) for size in sizes]
+    usual = [_Blocks(n, full) for full in (False, True) for n in (BLOCK_TOKENS, *_OTHER_SIZES)]
+    longest, ids_of_longest = max(seen, key=lambda each: each[1])
+    least, most = -(-longest // ids_of_longest), longest // ids_of_longest
+    guesses = [*usual, _Blocks(least), _Blocks(max(most, 1), full_alone=True)]
     fitting = [sum(guess.expected(n) == ids for n, ids in seen) for guess in guesses]
     if max(fitting) < len(seen) and 2 * fitting[0] >= len(seen):
         return guesses[0]  # Mooncake's, with some rows broken

@@ -107,7 +107,7 @@ def _time_of_day(text: str, name: str) -> datetime:
     try:
         if not any(sign in text for sign in "-:"):
             raise ValueError  # a number in quotes
-        return datetime.fromisoformat(text.strip())
+        return datetime.fromisoformat(text.strip().removesuffix(" UTC"))
     except ValueError:
         raise Unusable(
             f"{name} is neither a number nor a time like 2023-11-16 18:17:03.9799600: {shown(text)}"

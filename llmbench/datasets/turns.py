@@ -73,10 +73,10 @@ def to_be_answered(said: list[Message], row: Mapping[str, Any]) -> list[Message]
 def tools(row: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a request about the tools that the model may call."""
     found = {name: unpacked(row[name], name) for name in TOOLS if row.get(name) is not None}
-    if not isinstance(found.get("tools", []), list):
-        raise Unusable(f"tools is not a list: {shown(found['tools'])}")
     if not found.get("tools"):
         return {}
+    if not isinstance(found["tools"], list):
+        raise Unusable(f"tools is not a list: {shown(found['tools'])}")
     _check_text(found, "tools")
     return found
 

@@ -203,6 +203,9 @@ class Feed:
 
 def _marked(message: Message, mark: str) -> Message:
     """``message`` with ``mark`` before all that it says, images included."""
-    if isinstance(message.content, list):
-        return replace(message, content=[{"type": "text", "text": mark}, *message.content])
-    return replace(message, content=f"{mark} {message.text}")
+    if not isinstance(message.content, list):
+        return replace(message, content=f"{mark} {message.text}")
+    first, *rest = message.content
+    if first.get("type") == "text":
+        return replace(message, content=[first | {"text": f"{mark} {first['text']}"}, *rest])
+    return replace(message, content=[{"type": "text", "text": mark}, first, *rest])

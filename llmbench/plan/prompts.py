@@ -70,9 +70,9 @@ def _of_blocks(words: int, text: str, blocks: Sequence[int], size: int) -> str:
     for place, block in enumerate(blocks):
         first = min(place * size, words)
         last = words if place == len(blocks) - 1 else min(first + size, words)
-        tag = _tag(block, size)
-        used = len(tag.split())
-        parts += [tag, passage(last - first - used, text, first + used)]
+        tag = _tag(block, size).split()[: last - first]
+        used = len(tag)
+        parts += [" ".join(tag), passage(last - first - used, text, first + used)]
     return " ".join(part for part in parts if part)
 
 
