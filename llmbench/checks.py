@@ -50,7 +50,9 @@ def dataset_format(sweep: "Sweep", place: Place) -> str:
         rows.close()
     except UserError as problem:
         words = str(problem).replace("--dataset ", f"{place('dataset')} ")
-        raise UserError(words.replace("--dataset-columns", place("dataset_columns"))) from None
+        if sweep.dataset_columns:  # else it is a flag to give, and not one that was given
+            words = words.replace("--dataset-columns", place("dataset_columns"))
+        raise UserError(words) from None
     if first.at_s is None and is_traced(sweep):
         raise UserError(f"{place('request_rate')}: {sweep.dataset} ({name}) says no times")
     _check_can_ask(sweep, first, place)

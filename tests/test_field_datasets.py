@@ -8,6 +8,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -137,6 +139,27 @@ def test_lines_arrays_marks_and_packed_files(
     packed.write_bytes(gzip.compress(data))
     assert list(open_dataset(str(plain))) == list(open_dataset(str(packed)))
     assert next(open_dataset(str(packed))).messages == SAID
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("key", ["data", "rows", "requests"])
+def test_an_array_within_an_object(write: Write, key: str, indent: int | None, mark: str) -> None:
+    rows = [{"prompt": ASKED, "tags": [{"a": 1}]}, {"prompt": "Why?"}]
+    whole = {"version": "1.1", "count": 2, key: rows, "after": [{"prompt": "no row"}]}
+    path = write(mark + json.dumps(whole, indent=indent), name="rows.json")
+    assert [row.messages[0].content for row in open_dataset(path)] == [ASKED, "Why?"]
+
+
+def test_lists_in_a_row_are_no_rows(write: Write) -> None:
+    row = {"prompt": ASKED, "data": ["a", "b"]}
+    assert [each.messages for each in open_dataset(write(row, row))] == [SAID] * 2
+
+
+@pytest.mark.parametrize("sign", [";", "\t", ","])
+def test_fields_apart_by_what_the_header_has(write: Write, sign: str) -> None:
+    path = write(f"prompt{sign}output_tokens", f"{ASKED}{sign}12", name="rows.csv")
+    assert list(open_dataset(path)) == [Sample(messages=SAID, output_tokens=12)]
 
 
 # ---- conversations
@@ -305,7 +328,7 @@ def test_where_there_are_both_the_text_counts(write: Write) -> None:
 def test_a_file_that_cannot_be_told_says_what_was_seen(write: Write) -> None:
     said = refusal(write({"id": 1, "frage": "Warum?"}))
     assert "its first object has the keys id, frage, and none that is a prompt" in said
-    assert "say --dataset-columns prompt=KEY; or say --dataset-format NAME" in said
+    assert "name one with --dataset-columns prompt=KEY, or say --dataset-format NAME" in said
 
 
 def test_a_row_without_a_prompt_is_a_broken_one(write: Write) -> None:
@@ -416,6 +439,25 @@ def test_times_since_1970_are_the_same_in_any_unit(gaps: list[int], factor: int)
         stamps.append(stamps[-1] + gap * factor)
     times = Times(lambda stamp: ("timestamp", stamp), stamps)
     assert [times(stamp)[0] for stamp in stamps] == [sum(gaps[:n]) for n in range(len(gaps) + 1)]
+
+
+def test_times_of_day_in_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    since = 1_700_000_000_000_000_000
+    stamps = pa.array([since, since + 1_250_000_123], pa.timestamp("ns", "UTC"))
+    pq.write_table(pa.table({"conversation": [user(ASKED)] * 2, "timestamp": stamps}), path)
+    rows = list(open_dataset(str(path)))
+    assert [row.at_s for row in rows] == [0, 1.25]
+    assert [row.messages for row in rows] == [SAID] * 2
+
+
+def test_parts_and_tools_in_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    parts = [WORDS | {"image_url": None}, IMAGE | {"text": None}]
+    table = pa.table({"messages": [user(parts)], "tools": [json.dumps([TOOL])]})
+    pq.write_table(table, path)
+    (sample,) = open_dataset(str(path))
+    assert sample == Sample(messages=[Message("user", [WORDS, IMAGE])], fields={"tools": [TOOL]})
 
 
 # ---- blocks

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from llmbench.datasets import table
-from llmbench.datasets.csv_rows import csv_rows
+from llmbench.datasets.csv_rows import csv_rows, separator
 from llmbench.datasets.fields import cell
 from llmbench.datasets.rows import Broken, peeked, samples
 from llmbench.records import Sample
@@ -13,8 +13,8 @@ _NUMBERS = ("output_tokens", "prompt_tokens", "at")
 
 
 def read_csv(file: BinaryIO, columns: dict[str, str]) -> Iterator[Sample | Broken]:
-    """The rows of a file whose fields are separated by commas."""
-    return _read(file, columns, ",")
+    """The rows of a file whose fields are separated by commas, or by semicolons."""
+    return _read(file, columns, separator(file))
 
 
 def read_tsv(file: BinaryIO, columns: dict[str, str]) -> Iterator[Sample | Broken]:

@@ -79,7 +79,7 @@ def _by_keys(file: BinaryIO, columns: dict[str, str]) -> str:
     raise _Untold(
         f"its first object has the keys {keys}, and none that is a prompt (messages, "
         "conversations, prompt, question, instruction, text) or the length of one (input_length, "
-        "prompt_tokens); say --dataset-columns prompt=KEY"
+        "prompt_tokens); name one with --dataset-columns prompt=KEY"
     )
 
 
@@ -88,7 +88,8 @@ class _Untold(Exception):  # noqa: N818 - it reads as what it says
 
 
 def _unknown(path: str, why: str) -> UserError:
+    also = ", or" if "--dataset-columns" in why else ";"
     return UserError(
-        f"--dataset {path}: {why}; or say --dataset-format NAME, where NAME is one of "
+        f"--dataset {path}: {why}{also} say --dataset-format NAME, where NAME is one of "
         f"{', '.join(FORMATS)}"
     )

@@ -44,6 +44,6 @@ OUTPUT_TOKENS = (
     "maxnewtokens",
     "expectedoutputlen",
 )
-PROMPTS = ("prompt", "question", "instruction", "input", "text", "query", "textinput", "problem")
-SYSTEMS = ("system", "systemprompt")
+PROMPTS = ("prompt", "question", "instruction", "input", "text", "query", "text_input", "problem")
+SYSTEMS = ("system", "system_prompt")
 MESSAGES = ("messages", "conversations", "conversation")

@@ -46,20 +46,31 @@ def _rows(parquet: Any, names: list[str]) -> Iterator[Row | Broken]:
     number = 0
     try:
         for batch in parquet.iter_batches(batch_size=_ROWS, columns=names):
+            columns = {
+                name: _in_microseconds(column)
+                for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            }
             for index in range(batch.num_rows):
                 number += 1
-                yield _row(batch, index, number)
+                yield _row(columns, index, number)
     except (ArrowException, OSError) as error:
         why = f"the file cannot be read from here on: {_first_line(error)}"
         yield Broken(number + 1, why, "row")
 
 
-def _row(batch: Any, index: int, number: int) -> Row | Broken:
+def _in_microseconds(column: Any) -> Any:
+    """Times as Python has them: it knows no nanoseconds."""
+    from pyarrow import timestamp
+    from pyarrow.types import is_timestamp
+
+    if not is_timestamp(column.type):
+        return column
+    return column.cast(timestamp("us", column.type.tz), safe=False)
+
+
+def _row(columns: dict[str, Any], index: int, number: int) -> Row | Broken:
     try:
-        values = {
-            name: column[index].as_py()
-            for name, column in zip(batch.schema.names, batch.columns, strict=True)
-        }
+        values = {name: column[index].as_py() for name, column in columns.items()}
     except ValueError as error:  # text that is not UTF-8, a date that Python does not have
         return Broken(number, f"it cannot be read: {_first_line(error)}", "row")
     return Row(number, values, "row")

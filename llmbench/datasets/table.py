@@ -12,9 +12,9 @@ from llmbench.records import Message, Sample
 
 THEIRS: dict[str, tuple[str, ...]] = {
     "messages": MESSAGES,
-    "prompt": PROMPTS,
+    "prompt": tuple(map(plain, PROMPTS)),
     "context": ("input", "context"),
-    "system": SYSTEMS,
+    "system": tuple(map(plain, SYSTEMS)),
     "output_tokens": OUTPUT_TOKENS,
     "prompt_tokens": PROMPT_TOKENS,
     "at": times.NAMES,

@@ -27,6 +27,7 @@ ROLES = {
     "bot": "assistant",
     "ai": "assistant",
 }
+_SYSTEMS = tuple(map(plain, SYSTEMS))
 _SPEAKERS = ("role", "from", "speaker", "author")
 _WORDS = ("content", "value", "text", "message")
 _ALONG = ("name", "tool_calls", "tool_call_id", "reasoning_content")
@@ -64,7 +65,7 @@ def to_be_answered(said: list[Message], row: Mapping[str, Any]) -> list[Message]
         raise Unusable(f"the last message is of role '{last.role}', not 'user'")
     if isinstance(last.content, str) and not last.content.strip():
         raise Unusable("the last message is empty")
-    prompt = next((row[name] for name in row if plain(name) in SYSTEMS), None)
+    prompt = next((row[name] for name in row if plain(name) in _SYSTEMS), None)
     if isinstance(prompt, str) and prompt.strip() and said[0].role not in ("system", "developer"):
         return [Message("system", text(prompt, "the system prompt")), *said]
     return said

@@ -58,9 +58,9 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
 
     def loop(self, client: Client, spool: Spool, board: Board, start_ns: int | None = None) -> Loop:
         """What runs this part of the cell on ``client``; in an open loop from ``start_ns`` on."""
-        load = self.facts.load
+        load, feed = self.facts.load, self.feed  # here, for its file may have to be fetched
         if load.rate:
-            due = schedule(load, self.feed, self.part, self.parts)
+            due = schedule(load, feed, self.part, self.parts)
             return OpenLoop(load, client, self, spool, board, due, start_ns)
         return ClosedLoop(load, client, self, spool, board, self._streams)
 

@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from llmbench.datasets import Rows, open_dataset
+from llmbench.datasets.opening import local_path
 from llmbench.plan import prompts
 from llmbench.plan.lengths import Length, chance, draws, read_length, read_seconds
 from llmbench.plan.scale import Scale
@@ -60,6 +61,8 @@ class Feed:
         self._samples: Iterator[Sample] = iter(())
         self._next = 0
         self._guessed_unit = ""
+        if content.dataset:
+            local_path(content.dataset)
 
     def session(self, number: int) -> Session | None:
         """Session ``number``, or ``None`` where a trace that sets the times has no more rows.
