@@ -11,7 +11,7 @@ from llmbench.plan.arrivals import read_arrivals, read_rate
 from llmbench.plan.lengths import read_length, read_lengths, read_seconds, shown
 from llmbench.plan.prompts import DEFAULT_TEXT, texts
 from llmbench.plan.until import read_until
-from llmbench.records import TEXT_FORMATS
+from llmbench.records import TEXT_FORMATS, Sample
 from llmbench.targets import IN_PROCESS
 
 if TYPE_CHECKING:
@@ -39,20 +39,43 @@ def dataset_format(sweep: "Sweep", place: Place) -> str:
         known = suggestion(name, list(FORMATS))
         raise UserError(f"{place('dataset_format')}: no format is called '{shown(name)}'{known}")
     try:
-        name = name or detect(sweep.dataset)
-        rows = open_dataset(sweep.dataset, name, sweep.dataset_columns, sweep.skip_broken)
+        name = name or detect(sweep.dataset, sweep.dataset_columns)
+        rows = open_dataset(
+            sweep.dataset,
+            name,
+            sweep.dataset_columns,
+            sweep.skip_broken,
+            timed=is_traced(sweep),
+        )
         first = next(iter(rows))
         rows.close()
     except UserError as problem:
         words = str(problem).replace("--dataset ", f"{place('dataset')} ")
-        raise UserError(words.replace("--dataset-columns", place("dataset_columns"))) from None
-    if first.at_s is None and _is_traced(sweep):
+        if sweep.dataset_columns:  # else it is a flag to give, and not one that was given
+            words = words.replace("--dataset-columns", place("dataset_columns"))
+        raise UserError(words) from None
+    if first.at_s is None and is_traced(sweep):
         raise UserError(f"{place('request_rate')}: {sweep.dataset} ({name}) says no times")
+    _check_can_ask(sweep, first, place)
     if name in TEXT_FORMATS and sweep.shared_prefix:
         raise UserError(f"{place('shared_prefix')}: the prompts of a dataset are what they are")
     if name in TEXT_FORMATS and sweep.text != DEFAULT_TEXT:
         raise UserError(f"{place('text')}: the prompts come from {place('dataset')}")
     return name
+
+
+def _check_can_ask(sweep: "Sweep", row: Sample, place: Place) -> None:
+    """Refuse rows with more than texts where a target takes texts alone."""
+    what = "tools" if row.fields else "images, audio or calls of tools"
+    if not row.fields and all(message.is_plain for message in row.messages):
+        return
+    for target in sweep.targets():
+        if target.engine in IN_PROCESS or target.api == "completions":
+            why = "is called in process" if target.engine in IN_PROCESS else "is asked completions"
+            raise UserError(
+                f"{place('dataset')}: its rows have {what}, and {target.name} {why}; serve it over "
+                "HTTP, and ask --api chat"
+            )
 
 
 def _lengths(sweep: "Sweep", place: Place) -> None:
@@ -75,7 +98,7 @@ def _rates(sweep: "Sweep", place: Place) -> None:
     if len({str(rate) for rate in rates}) < len(rates):
         raise UserError(f"{place('request_rate')}: something stands there twice")
     read_arrivals(sweep.arrivals, place("arrivals"))
-    traced = _is_traced(sweep)
+    traced = is_traced(sweep)
     if traced and sweep.until and not sweep.requests:
         raise UserError(f"{place('until')}: of a trace, give --requests: the most to measure")
     if sweep.arrivals != "poisson" and all(rate.mean is None for rate in rates):
@@ -90,7 +113,8 @@ def _rates(sweep: "Sweep", place: Place) -> None:
         )
 
 
-def _is_traced(sweep: "Sweep") -> bool:
+def is_traced(sweep: "Sweep") -> bool:
+    """Whether the requests come when the rows of the dataset say."""
     return any(read_rate(str(rate)).mean is None for rate in sweep.request_rate or ())
 
 

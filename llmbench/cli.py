@@ -105,6 +105,7 @@ def _say_what_is_here(style: str) -> None:
 
 def _survey(settings: "Sweep") -> "Survey | None":
     """What is in the dataset of a sweep, where it has one."""
+    from llmbench.checks import is_traced
     from llmbench.datasets import open_dataset
     from llmbench.datasets.survey import survey
 
@@ -116,6 +117,7 @@ def _survey(settings: "Sweep") -> "Survey | None":
             settings.dataset_format,
             settings.dataset_columns,
             settings.skip_broken,
+            timed=is_traced(settings),
         )
     )
 

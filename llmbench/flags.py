@@ -294,7 +294,7 @@ def _content_flags(flag: Flag) -> None:
     flag("--text", "what prompts are cut from: chat, rag, code, summary, voice, …", metavar="NAME")
     flag(
         "--dataset",
-        "file to take the prompts, or a trace, from instead (docs/datasets.md)",
+        "file, or hf:owner/name, to take the prompts or a trace from (docs/datasets.md)",
         metavar="FILE",
     )
     flag("--dataset-format", "the file's format, where it is not recognized", metavar="NAME")

@@ -99,27 +99,52 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
     provenance: Provenance | None = None
 
 
-class Message(Struct, frozen=True):
-    """One message of a conversation, in the words of the OpenAI API."""
+class Message(Struct, frozen=True, omit_defaults=True):
+    """One message of a conversation, in the words of the OpenAI API.
+
+    ``content`` is a text, or a list of parts (texts, images, audio) as the API takes them; it is
+    ``None`` where the model only called tools.
+    """
 
     role: str
-    content: str
+    content: str | list[dict[str, Any]] | None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The words of ``content``, without what is no text."""
+        if isinstance(self.content, list):
+            return "".join(str(part.get("text") or "") for part in self.content)
+        return self.content or ""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the message is a text and nothing else."""
+        return isinstance(self.content, str) and not self.tool_calls and not self.tool_call_id
 
 
 class Sample(Struct, frozen=True, kw_only=True):
     """One row of a dataset or a trace: what to say, or how long it is, and when.
 
-    ``messages`` end with the user's. A row that has lengths and no text has ``prompt_tokens``;
-    ``blocks`` then names the blocks that its prompt is made of, equal ids being equal text.
-    ``output_tokens`` is the length of the reply. ``at_s`` is when the request is due, from the
-    first row of the file. What a row does not say is ``None`` or empty.
+    ``messages`` end with the user's, or with a tool's. ``fields`` go into the request beside them:
+    the tools that the model may call. A row that has lengths and no text has ``prompt_tokens``;
+    ``blocks`` then names the blocks of ``block_tokens`` that its prompt is made of, equal ids being
+    equal text. ``output_tokens`` is the length of the reply. ``at_s`` is when the request is due,
+    from the first row of the file, and ``guessed_unit`` the unit that the file's times are taken to
+    have where it does not say. What a row does not say is ``None`` or empty.
     """
 
     messages: list[Message] = []
+    fields: dict[str, Any] = {}
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     at_s: float | None = None
+    guessed_unit: str = ""
     blocks: list[int] = []
+    block_tokens: int = 512
 
 
 class Content(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -176,7 +176,8 @@ def test_gzipped_files(name: str, tmp_path: Path) -> None:
 
 
 def test_every_format_has_a_good_file() -> None:
-    assert {format_name for format_name, _ in GOOD.values()} == set(FORMATS) - {"parquet"}
+    others = {"parquet", "json"}  # see test_field_datasets for the latter
+    assert {format_name for format_name, _ in GOOD.values()} == set(FORMATS) - others
 
 
 # ---- bad files: the line and words of what is said about it, or the sample
@@ -187,14 +188,24 @@ BAD: dict[str, list[Sample | tuple[int, str]]] = {
         (2, "it is not JSON"),
         (3, "it is not a JSON object"),
         (4, "messages is missing"),
-        (5, "the content of message 1: image parts are not supported"),
+        Sample(
+            messages=[
+                Message(
+                    "user",
+                    [
+                        {"type": "text", "text": "See"},
+                        {"type": "image_url", "image_url": {"url": "x"}},
+                    ],
+                )
+            ]
+        ),
         (6, "the last message is of role 'system', not 'user'"),
         (7, "max_tokens is negative"),
         (8, "max_tokens is not a number: true"),
         (9, "max_tokens is not a number: '9'"),
         (10, "max_tokens is not a whole number: 2.5"),
         (11, "max_tokens is too large"),
-        (12, "message 1: role 'tool' is not supported"),
+        (12, "there is no message of the user's"),
         (13, "the content of message 1 is missing"),
         (14, "there is no message of the user's"),
         (15, "the last message is empty"),
@@ -209,7 +220,7 @@ BAD: dict[str, list[Sample | tuple[int, str]]] = {
         (2, "conversations has no turn of a human"),
         (3, "no turn of a human"),
         (4, "turn 1: 'parrot' is not a speaker; known are human, user, gpt"),
-        (5, "turn 1: value is not text: a number"),
+        (5, "the value of turn 1 is not text: a number"),
         (6, "conversations is missing"),
         (7, "it is not a JSON object"),
         (8, "conversations is not a list: an object"),
@@ -221,7 +232,7 @@ BAD: dict[str, list[Sample | tuple[int, str]]] = {
         (2, "conversations has no turn of a human"),
         (3, "no turn of a human"),
         (4, "turn 1: 'parrot' is not a speaker"),
-        (5, "turn 1: value is not text: a number"),
+        (5, "the value of turn 1 is not text: a number"),
         (6, "conversations is missing"),
         (7, "it is not a JSON object"),
         (8, "conversations is not a list: an object"),
@@ -237,7 +248,7 @@ BAD: dict[str, list[Sample | tuple[int, str]]] = {
     ],
     "bad.csv": [
         user("Fine.", output_tokens=12, at_s=0.0),
-        (3, "prompt is empty"),
+        (3, "question is empty"),
         (4, "the header has 4 fields, this row 3"),
         (5, "the header has 4 fields, this row 5"),
         (6, "output_tokens is not a number: 'many'"),
@@ -271,7 +282,7 @@ BAD: dict[str, list[Sample | tuple[int, str]]] = {
         (4, "input_length is negative"),
         (5, "output_length is missing"),
         (6, "timestamp is not a number: true"),
-        (7, "timestamp is not a number: '1'"),
+        (7, "timestamp is neither a number nor a time like 2023-11-16 18:17:03.9799600: '1'"),
         (8, "hash_ids has an id that is not a whole number: 'a'"),
         (9, "hash_ids is not a list"),
         lengths(10, 5, 5.0, [1]),
@@ -285,7 +296,7 @@ BAD: dict[str, list[Sample | tuple[int, str]]] = {
     ],
     "bad.burstgpt.csv": [
         lengths(472, 18, 0.0),
-        (3, "Timestamp is not a number: 'six'"),
+        (3, "Timestamp is neither a number nor a time like"),
         (4, "Request tokens is negative"),
         (5, "Response tokens is missing"),
         (6, "the header has 6 fields, this row 4"),
@@ -296,12 +307,16 @@ BAD: dict[str, list[Sample | tuple[int, str]]] = {
     ],
     "bad.azure.csv": [
         lengths(4808, 10, 0.0),
-        (3, "TIMESTAMP is not a time like 2023-11-16 18:17:03.9799600: 'yesterday'"),
+        (
+            3,
+            "TIMESTAMP is neither a number nor a time like 2023-11-16 18:17:03.9799600: "
+            "'yesterday'",
+        ),
         (4, "TIMESTAMP runs backwards, by 0.00996 s"),
         (5, "ContextTokens is 0, less than 1"),
         (6, "GeneratedTokens is not a number: 'x'"),
-        (7, "TIMESTAMP is not a time"),
-        (8, "TIMESTAMP is not a time"),
+        (7, "TIMESTAMP is neither a number nor a time"),
+        (8, "TIMESTAMP is missing"),
         lengths(12, 5, 2.02004),
     ],
 }
@@ -462,7 +477,7 @@ def test_lengths_in_place_of_prompts() -> None:
     [
         ({"prompt": "quesion"}, "no column 'quesion', for prompt; did you mean 'question'?"),
         ({"promt": "question"}, "--dataset-columns has no 'promt'; did you mean 'prompt'?"),
-        ({"prompt": "question", "prompt_tokens": "n"}, "both prompt and prompt_tokens"),
+        ({"prompt": "question", "prompt_tokens": "n"}, "has both prompt and prompt_tokens"),
         ({"at": "zzz"}, "no column 'zzz', for at; known are question, n"),
     ],
 )
@@ -487,7 +502,7 @@ def test_headers_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_columns_are_for_tables() -> None:
     said = refusal(DATA / "good.text.txt", columns={"prompt": "q"})
-    assert "--dataset-columns is for csv, tsv, parquet" in said
+    assert "--dataset-columns is for csv, tsv, parquet, json, mooncake" in said
 
 
 # ---- times
@@ -502,11 +517,13 @@ def test_times_since_1970() -> None:
 
 def test_times_never_run_backwards() -> None:
     rows = "\n".join(
-        f'{{"timestamp":{ms},"input_length":1,"output_length":1}}' for ms in (0, 10, 9, 8, 10)
+        f'{{"timestamp":{ms},"input_length":1,"output_length":1,"hash_ids":[1]}}'
+        for ms in (0, 10, 9, 8, 10)
     )
     first, second, third, broken, last = read("mooncake", rows)
     assert [cast(Sample, row).at_s for row in (first, second, third, last)] == [0, 0.01, 0.01, 0.01]
-    assert broken == Broken(4, "timestamp runs backwards, by 0.002 s")
+    assert isinstance(broken, Broken)
+    assert (broken.line, broken.why) == (4, "timestamp runs backwards, by 0.002 s")
 
 
 # ---- Parquet
@@ -524,8 +541,8 @@ def test_parquet_of_prompts(tmp_path: Path) -> None:
     rows = open_dataset(path, columns={"output_tokens": "n"}, skip_broken=True)
     assert list(rows) == [user("a", output_tokens=3, at_s=0.0), user("b", at_s=0.5)]
     assert rows.skipped == [
-        Broken(3, "prompt is missing", "row"),
-        Broken(4, "prompt is empty", "row"),
+        Broken(3, "question is missing", "row"),
+        Broken(4, "question is empty", "row"),
     ]
     assert rows.format == "parquet"
 
@@ -542,7 +559,7 @@ def test_parquet_of_messages(tmp_path: Path) -> None:
     rows = open_dataset(path, skip_broken=True)
     assert list(rows) == [user("a", output_tokens=7), system("be", "b", output_tokens=7)]
     assert rows.skipped == [Broken(3, "messages is missing", "row")]
-    assert next(open_dataset(path, columns={"prompt": "text"})) == user("1")
+    assert next(open_dataset(path, columns={"prompt": "text"})) == user("1", output_tokens=7)
 
 
 def test_parquet_of_conversations(tmp_path: Path) -> None:
@@ -647,7 +664,11 @@ def test_files_without_one_usable_row(tmp_path: Path) -> None:
     [
         ("a.log", b"a", "its name does not tell which format it has"),
         ("a", b"a", "its name does not tell"),
-        ("a.json", b'{"prompt":"a"}', "its first object has none of the keys messages, body, "),
+        (
+            "a.json",
+            b'{"a":"b"}',
+            "its first object has the keys a, and none that is a prompt (messages, ",
+        ),
         ("a.json", b"hello", "it holds no JSON object"),
         ("a.jsonl", b"", "it holds no JSON object"),
         ("a.csv", b"", "it is empty"),
@@ -659,7 +680,7 @@ def test_formats_that_cannot_be_told(name: str, data: bytes, words: str, tmp_pat
     said = refusal(path)
     assert said.startswith(f"--dataset {path}: {words}")
     assert said.endswith(
-        "say --dataset-format NAME, where NAME is one of openai, sharegpt, text, csv, tsv, "
+        "say --dataset-format NAME, where NAME is one of openai, sharegpt, json, text, csv, tsv, "
         "parquet, mooncake, burstgpt, azure"
     )
 

@@ -269,7 +269,7 @@ def test_rows_in_order_and_again_from_the_start(file: Written) -> None:
     assert [says(told(feed, number)) for number in range(7)] == [
         [[("user", text)]] for text in ("one", "two", "three", "one", "two", "three", "one")
     ]
-    assert feed.skipped == ""
+    assert feed.remark == ""
 
 
 @given(st.sets(st.integers(0, 20), min_size=1))
@@ -399,11 +399,11 @@ def test_skipped_rows_are_told(file: Written) -> None:
     path = file("rows.csv", "prompt,output_tokens\none,5\ntwo,-3\nthree,7\nfour,x\nfive,1\n")
     feed = feed_of(dataset=path, format="csv", skip_broken=True, cache="warm")
     told(feed, 0)
-    assert feed.skipped == ""
+    assert feed.remark == ""
     assert says(told(feed, 1)) == [[("user", "three")]]
-    assert feed.skipped == "1 row was skipped, such as line 3: output_tokens is negative"
+    assert feed.remark == "1 row was skipped, such as line 3: output_tokens is negative"
     assert says(told(feed, 2)) == [[("user", "five")]]
-    assert feed.skipped == "2 rows were skipped, such as line 3: output_tokens is negative"
+    assert feed.remark == "2 rows were skipped, such as line 3: output_tokens is negative"
 
 
 def test_skipped_rows_are_still_told_when_the_file_has_begun_again(file: Written) -> None:
@@ -411,7 +411,7 @@ def test_skipped_rows_are_still_told_when_the_file_has_begun_again(file: Written
     feed = feed_of(dataset=path, format="csv", skip_broken=True, cache="warm")
     for number in range(2):
         assert says(told(feed, number)) == [[("user", "one")]]
-    assert feed.skipped == "1 row was skipped, such as line 3: output_tokens is negative"
+    assert feed.remark == "1 row was skipped, such as line 3: output_tokens is negative"
 
 
 # ---- blocks of 512 tokens

@@ -8,6 +8,7 @@ from llmbench.apis.api import Api
 from llmbench.apis.chunks import decode_all
 from llmbench.apis.dialect import DIALECTS, Dialect, options
 from llmbench.apis.server_times import with_server_times
+from llmbench.errors import UserError
 from llmbench.records import Content, Message
 
 
@@ -15,7 +16,9 @@ def encode(
     model: str, messages: Sequence[Message], output_tokens: int, dialect: Dialect, content: Content
 ) -> bytes:
     """The request's JSON document: the texts of ``messages``, and a wish for ``output_tokens``."""
-    prompt = "\n\n".join(message.content for message in messages)
+    if not all(message.is_plain for message in messages):
+        raise UserError("completions take texts alone, no images and no tools: ask --api chat")
+    prompt = "\n\n".join(message.text for message in messages)
     return msgspec.json.encode(
         {"model": model, "prompt": prompt} | options(dialect, output_tokens, content)
     )

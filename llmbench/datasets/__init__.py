@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator
 
 from llmbench.datasets.detection import detect
 from llmbench.datasets.formats import FORMATS, TABLES
-from llmbench.datasets.opening import READ_ERRORS, opened, unreadable
+from llmbench.datasets.opening import READ_ERRORS, local_path, opened, unreadable
 from llmbench.datasets.rows import Broken, Reader
 from llmbench.errors import UserError, suggestion
 from llmbench.records import Sample
@@ -22,23 +22,26 @@ def open_dataset(
     format: str = "",  # noqa: A002 - as the flag is called
     columns: dict[str, str] | None = None,
     skip_broken: bool = False,
+    *,
+    timed: bool = True,
 ) -> "Rows":
     """One pass over the file ``content_dataset``, in a ``format`` that is detected where it is "".
 
     ``columns`` are our names of a table's columns → the file's. What is wrong with these, or with
-    opening the file, is said here; what is wrong inside it when the pass comes to it.
+    opening the file, is said here; what is wrong inside it when the pass comes to it. Rows whose
+    times alone are wrong are good ones unless they are to be ``timed``.
     """
     path = content_dataset
     if format and format not in FORMATS:
         raise UserError(f"--dataset-format {format}: unknown{suggestion(format, list(FORMATS))}")
     with opened(path):
         pass
-    name = format or detect(path)
+    name = format or detect(path, columns)
     if columns and name not in TABLES:
         raise UserError(f"--dataset-columns is for {', '.join(TABLES)}, and {path} is {name}")
-    if name == "parquet" and path.lower().endswith(".gz"):
+    if name == "parquet" and local_path(path).lower().endswith(".gz"):
         raise UserError(f"--dataset {path}: Parquet is compressed by itself; unpack it (gunzip)")
-    return Rows(path, name, columns or {}, skip_broken)
+    return Rows(path, name, columns or {}, skip_broken, timed)
 
 
 class Rows:
@@ -49,13 +52,21 @@ class Rows:
     ``UserError``. So is, either way, the end of a file that had no row which can be used.
     """
 
-    def __init__(self, path: str, name: str, columns: dict[str, str], skip_broken: bool) -> None:
+    def __init__(
+        self,
+        path: str,
+        name: str,
+        columns: dict[str, str],
+        skip_broken: bool,
+        timed: bool = True,
+    ) -> None:
         self.path = path
         self.format = name
         self.skipped: list[Broken] = []
         self.skipped_count = 0
         self._columns = columns
         self._skip_broken = skip_broken
+        self._timed = timed
         self._samples = self._usable()
 
     def __iter__(self) -> Iterator[Sample]:
@@ -70,7 +81,9 @@ class Rows:
 
     def _usable(self) -> Generator[Sample, None, None]:
         found = False
-        for item in self._items():
+        for each in self._items():
+            untimed = each.sample if isinstance(each, Broken) and not self._timed else None
+            item = untimed or each
             if isinstance(item, Broken):
                 self._skip(item)
             else:

@@ -4,15 +4,17 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from llmbench.datasets import table
-from llmbench.datasets.csv_rows import csv_rows
-from llmbench.datasets.fields import Clock, parsed
-from llmbench.datasets.rows import Broken, samples
+from llmbench.datasets.csv_rows import csv_rows, separator
+from llmbench.datasets.fields import cell
+from llmbench.datasets.rows import Broken, peeked, samples
 from llmbench.records import Sample
+
+_NUMBERS = ("output_tokens", "prompt_tokens", "at")
 
 
 def read_csv(file: BinaryIO, columns: dict[str, str]) -> Iterator[Sample | Broken]:
-    """The rows of a file whose fields are separated by commas."""
-    return _read(file, columns, ",")
+    """The rows of a file whose fields are separated by commas, or by semicolons."""
+    return _read(file, columns, separator(file))
 
 
 def read_tsv(file: BinaryIO, columns: dict[str, str]) -> Iterator[Sample | Broken]:
@@ -22,13 +24,13 @@ def read_tsv(file: BinaryIO, columns: dict[str, str]) -> Iterator[Sample | Broke
 
 def _read(file: BinaryIO, columns: dict[str, str], delimiter: str) -> Iterator[Sample | Broken]:
     header, rows = csv_rows(file, delimiter)
-    wanted = table.chosen(header, columns)
-    clock = Clock()
-    return samples(rows, lambda cells: table.sample(_values(cells, wanted), clock))
+    found = table.chosen(header, columns)
+    first, rows = peeked(rows)
+    at = found.get("at")
+    times = at and table.moments(lambda cells: (at, cell(cells[at])), first, columns)
+    numbers = [found[name] for name in _NUMBERS if name in found]
 
+    def sample(cells: dict[str, Any]) -> Sample:
+        return table.sample(cells | {name: cell(cells[name]) for name in numbers}, found)
 
-def _values(cells: dict[str, str], wanted: dict[str, str]) -> dict[str, Any]:
-    return {
-        name: parsed(cells[column], name) if name in table.NUMBERS else cells[column]
-        for name, column in wanted.items()
-    }
+    return samples(rows, sample, times or None)

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from llmbench.datasets.rows import LONGEST, NOT_UTF8, TOO_LONG, Broken, Row, lines
+from llmbench.datasets.rows import BLOCK, LONGEST, NOT_UTF8, TOO_LONG, Broken, Row, lines
 from llmbench.errors import UserError
 
 
@@ -18,6 +18,14 @@ def csv_rows(file: BinaryIO, delimiter: str = ",") -> tuple[list[str], Iterator[
         raise UserError(f"its header cannot be read: {header.why}")
     names = [name.strip() for name in header.value]
     return names, _named(names, records)
+
+
+def separator(file: BinaryIO) -> str:
+    """What separates the fields of a CSV file: a semicolon or a tab where its header has one and
+    no comma. The file is then at its start again."""
+    header = file.readline(BLOCK)
+    file.seek(0)
+    return next((sign for sign in (",", ";", "\t") if sign.encode() in header), ",")
 
 
 def trace_rows(file: BinaryIO, names: tuple[str, ...]) -> Iterator[Row | Broken]:

@@ -1,16 +1,13 @@
 """The checks on single fields: what is wrong with one is said in plain words that name it."""
 
 import math
+from contextlib import suppress
 from typing import Any
 
 from llmbench.datasets.rows import NOT_UTF8, Unusable
-from llmbench.records import Message
 
 LARGEST = 1_000_000_000
 """No length in tokens is larger, and no trace lasts for so many seconds."""
-
-_LATEST = 10_000_000_000_000
-"""No time is later: milliseconds since 1970 are well below it, damaged ones often are not."""
 
 _BACKWARDS_S = 0.001
 _SHOWN_CHARS = 30
@@ -32,12 +29,12 @@ def text(value: Any, name: str) -> str:
 
 def count(value: Any, name: str, least: int = 1) -> int:
     """``value``, which must be a whole number of at least ``least``."""
-    number = _number(value, name, LARGEST)
-    if number != int(number):
-        raise Unusable(f"{name} is not a whole number: {number}")
-    if number < least:
-        raise Unusable(f"{name} is {int(number)}, less than {least}")
-    return int(number)
+    found = number(value, name, LARGEST)
+    if found != int(found):
+        raise Unusable(f"{name} is not a whole number: {found}")
+    if found < least:
+        raise Unusable(f"{name} is {int(found)}, less than {least}")
+    return int(found)
 
 
 def optional_count(value: Any, name: str) -> int | None:
@@ -45,24 +42,18 @@ def optional_count(value: Any, name: str) -> int | None:
     return None if value is None else count(value, name)
 
 
-def moment(value: Any, name: str) -> float:
-    """``value``, which must be a time: a number from some zero of the file's own."""
-    return _number(value, name, _LATEST)
+def cell(text: str) -> int | float | str | None:
+    """A cell of a CSV file as the number that is written in it, if it is one."""
+    if "_" in text:  # Python's own digit separator, which int() and float() take
+        return text
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text if text.strip() else None
 
 
-def parsed(cell: str, name: str) -> float | None:
-    """The number in a cell of a CSV file; ``None`` for an empty one."""
-    if not cell.strip():
-        return None
-    try:
-        if "_" in cell:  # Python's own digit separator, which float() takes
-            raise ValueError
-        return float(cell)
-    except ValueError:
-        raise Unusable(f"{name} is not a number: {shown(cell)}") from None
-
-
-def _number(value: Any, name: str, largest: int) -> float:
+def number(value: Any, name: str, largest: int) -> float:
+    """``value``, which must be a number from 0 to ``largest``."""
     if value is None:
         raise Unusable(f"{name} is missing")
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -84,18 +75,6 @@ def shown(value: Any) -> str:
         return repr(value if len(value) <= _SHOWN_CHARS else value[:_SHOWN_CHARS] + "…")
     kinds = {dict: "an object", list: "a list", int: "a number", float: "a number"}
     return kinds.get(type(value), type(value).__name__)
-
-
-def asked(messages: list[Message]) -> list[Message]:
-    """``messages``, which must end with words of the user's."""
-    if not messages:
-        raise Unusable("there is no message of the user's")
-    last = messages[-1]
-    if last.role != "user":
-        raise Unusable(f"the last message is of role '{last.role}', not 'user'")
-    if not last.content.strip():
-        raise Unusable("the last message is empty")
-    return messages
 
 
 class Clock:

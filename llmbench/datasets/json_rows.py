@@ -1,11 +1,13 @@
 """The objects of a JSON file, one at a time: JSON lines, or one big array of them."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import ijson
 import msgspec
 
+from llmbench.datasets.names import plain
 from llmbench.datasets.rows import (
     BLOCK,
     LONGEST,
@@ -15,15 +17,48 @@ from llmbench.datasets.rows import (
     Row,
     first_byte,
     lines,
+    peeked,
+    samples,
 )
+from llmbench.datasets.times import NAMES, Found, Times
+from llmbench.records import Sample
 
 _DEEPEST = 100  # a deeper row is not of any format here, and building it could take all memory
+_WRAPPED = re.compile(
+    rb"""(?:\xef\xbb\xbf)?\s*\{                                   # an object that begins with
+    (?:\s*"[^"]*"\s*:\s*(?:"[^"]*"|[\w.+-]+)\s*,)*           # single values, if any, and then
+    \s*"(?:data|dataset|examples|instances|items|records|requests|rows|samples)"\s*:\s*\[\s*\{""",
+    re.VERBOSE,
+)
 _NOT_AN_OBJECT = "it is not a JSON object"
 
 
+def json_samples(
+    file: BinaryIO, sample: Callable[[dict[str, Any]], Sample | None]
+) -> Iterator[Sample | Broken]:
+    """What ``sample`` makes of each object, with its time where objects have one."""
+    first, rows = peeked(json_rows(file))
+    return samples(rows, sample, Times(time_of, first))
+
+
+def time_of(row: dict[str, Any]) -> Found | None:
+    """The time of an object, by the name that comes first in ``NAMES``."""
+    named = {plain(name): name for name in row if row[name] is not None}
+    found = next((named[each] for each in NAMES if each in named), None)
+    return None if found is None else (found, row[found])
+
+
 def json_rows(file: BinaryIO) -> Iterator[Row | Broken]:
-    """The objects of a file; those of an array count as rows, for they may share a line."""
-    return _array(file) if first_byte(file) == b"[" else _lines(file)
+    """The objects of a file; those of an array count as rows, for they may share a line.
+
+    The array may be all of the file, or stand in an object under a name such as ``data``.
+    """
+    if first_byte(file) == b"[":
+        return _array(file)
+    place = file.tell()
+    start = file.read(BLOCK)
+    file.seek(place)
+    return _array(file, wrapped=True) if _WRAPPED.match(start) else _lines(file)
 
 
 def _lines(file: BinaryIO) -> Iterator[Row | Broken]:
@@ -48,11 +83,11 @@ def _line(number: int, line: bytes) -> Row | Broken:
     return Row(number, value) if isinstance(value, dict) else Broken(number, _NOT_AN_OBJECT)
 
 
-def _array(file: BinaryIO) -> Iterator[Row | Broken]:
+def _array(file: BinaryIO, wrapped: bool = False) -> Iterator[Row | Broken]:
     """Where an array breaks, nothing can follow: the last item then says why."""
     number = 0
     try:
-        for value in _elements(file):
+        for value in _elements(file, wrapped):
             number += 1
             if isinstance(value, dict):
                 yield Row(number, value, "row")
@@ -63,15 +98,19 @@ def _array(file: BinaryIO) -> Iterator[Row | Broken]:
         yield Broken(number + 1, why, "row")
 
 
-def _elements(file: BinaryIO) -> Iterator[Any]:
-    """The elements of an array, each built from its own events.
+def _elements(file: BinaryIO, wrapped: bool) -> Iterator[Any]:
+    """The elements of an array, each built from its own events; of the first one, if ``wrapped``.
 
     ``ijson.items`` would do, were it not for its paths: they take memory with depth squared.
     """
     metered = _Metered(file)
     builder = ijson.ObjectBuilder()
     depth = 0
-    for event, value in ijson.basic_parse(metered, buf_size=BLOCK, use_float=True):
+    events = ijson.basic_parse(metered, buf_size=BLOCK, use_float=True)
+    if wrapped:
+        next(event for event, _ in events if event == "start_array")
+        depth = 1
+    for event, value in events:
         if event in ("start_map", "start_array"):
             depth += 1
             if depth == 1:
@@ -81,6 +120,8 @@ def _elements(file: BinaryIO) -> Iterator[Any]:
         elif event in ("end_map", "end_array"):
             depth -= 1
             if depth == 0:
+                if wrapped:
+                    return  # what else the object says is no row
                 continue
         builder.event(event, value)
         if depth == 1:

@@ -1,11 +1,10 @@
 """Parquet files: tables of prompts like CSV, or of whole conversations."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from llmbench.datasets import openai, sharegpt, table
-from llmbench.datasets.fields import Clock
-from llmbench.datasets.rows import Broken, Row, samples
+from llmbench.datasets import table, turns
+from llmbench.datasets.rows import Broken, Row, peeked, samples
 from llmbench.errors import UserError
 from llmbench.records import Sample
 
@@ -19,21 +18,12 @@ def read_parquet(file: BinaryIO, columns: dict[str, str]) -> Iterator[Sample | B
     """
     parquet = _opened(file)
     header = list(parquet.schema_arrow.names)
-    if "messages" in header and not columns:
-        lengths = [name for name in openai.LENGTHS if name in header]
-        return samples(_rows(parquet, ["messages", *lengths]), openai.sample)
-    if "conversations" in header and not columns:
-        return samples(_rows(parquet, ["conversations"]), sharegpt.sample)
-    wanted = table.chosen(header, columns)
-    clock = Clock()
-    return samples(
-        _rows(parquet, list(dict.fromkeys(wanted.values()))),
-        lambda row: table.sample(_values(row, wanted), clock),
-    )
-
-
-def _values(row: Mapping[str, Any], wanted: dict[str, str]) -> dict[str, Any]:
-    return {name: row[column] for name, column in wanted.items()}
+    found = table.chosen(header, columns)
+    wanted = [*found.values(), *(name for name in turns.TOOLS if name in header)]
+    first, rows = peeked(_rows(parquet, list(dict.fromkeys(wanted))))
+    at = found.get("at")
+    times = at and table.moments(lambda row: (at, row[at]), first, columns)
+    return samples(rows, lambda row: table.sample(row, found), times or None)
 
 
 def _opened(file: BinaryIO) -> Any:
@@ -56,20 +46,31 @@ def _rows(parquet: Any, names: list[str]) -> Iterator[Row | Broken]:
     number = 0
     try:
         for batch in parquet.iter_batches(batch_size=_ROWS, columns=names):
+            columns = {
+                name: _in_microseconds(column)
+                for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            }
             for index in range(batch.num_rows):
                 number += 1
-                yield _row(batch, index, number)
+                yield _row(columns, index, number)
     except (ArrowException, OSError) as error:
         why = f"the file cannot be read from here on: {_first_line(error)}"
         yield Broken(number + 1, why, "row")
 
 
-def _row(batch: Any, index: int, number: int) -> Row | Broken:
+def _in_microseconds(column: Any) -> Any:
+    """Times as Python has them: it knows no nanoseconds."""
+    from pyarrow import timestamp
+    from pyarrow.types import is_timestamp
+
+    if not is_timestamp(column.type):
+        return column
+    return column.cast(timestamp("us", column.type.tz), safe=False)
+
+
+def _row(columns: dict[str, Any], index: int, number: int) -> Row | Broken:
     try:
-        values = {
-            name: column[index].as_py()
-            for name, column in zip(batch.schema.names, batch.columns, strict=True)
-        }
+        values = {name: column[index].as_py() for name, column in columns.items()}
     except ValueError as error:  # text that is not UTF-8, a date that Python does not have
         return Broken(number, f"it cannot be read: {_first_line(error)}", "row")
     return Row(number, values, "row")

@@ -1,14 +1,19 @@
 """What every reader of a dataset is made of: rows, broken rows, and lines of bounded length."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import Any, BinaryIO
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from llmbench.records import Sample
 
 LONGEST = 64 << 20
 """Bytes. A longer line, or element of a JSON array, is broken rather than held in memory."""
+
+LOOKED_AT = 100
+"""How many rows are read ahead to tell what a file means by its numbers."""
 
 BLOCK = 64 << 10
 TOO_LONG = f"it is longer than {LONGEST >> 20} MiB"
@@ -17,11 +22,16 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class Broken(Struct, frozen=True):
-    """A row that cannot be used, and why. ``line`` counts from 1, in ``unit`` (line or row)."""
+    """A row that cannot be used, and why. ``line`` counts from 1, in ``unit`` (line or row).
+
+    Where only its time is at fault, ``sample`` is the row without it, of use where no times are
+    wanted.
+    """
 
     line: int
     why: str
     unit: str = "line"
+    sample: Sample | None = None
 
 
 class Row(Struct, frozen=True):
@@ -44,21 +54,38 @@ class Unusable(Exception):  # noqa: N818 - it reads as what it says
     """Why one row cannot be used. It never leaves this package."""
 
 
+Moment = Callable[[Any], tuple[float | None, str]]
+"""When a row's value is due, and the unit of that where it was guessed; see ``times``."""
+
+
 def samples(
-    rows: Iterable[Row | Broken], sample: Callable[[Any], Sample | None]
+    rows: Iterable[Row | Broken],
+    sample: Callable[[Any], Sample | None],
+    moment: Moment | None = None,
 ) -> Iterator[Sample | Broken]:
-    """What ``sample`` makes of each row's value; ``None`` drops the row without a word."""
+    """What ``sample`` makes of each row's value; ``None`` drops the row without a word.
+
+    ``moment`` says when each is due.
+    """
     for row in rows:
         if isinstance(row, Broken):
             yield row
             continue
+        made: Sample | None = None
         try:
             made = sample(row.value)
+            at_s, guessed = moment(row.value) if moment else (None, "")
         except Unusable as error:
-            yield Broken(row.line, str(error), row.unit)
+            yield Broken(row.line, str(error), row.unit, made)
             continue
         if made is not None:
-            yield made
+            yield made if at_s is None else replace(made, at_s=at_s, guessed_unit=guessed)
+
+
+def peeked(rows: Iterator[Row | Broken]) -> tuple[list[Any], Iterator[Row | Broken]]:
+    """The values of the first rows that can be read, and all rows."""
+    first = list(islice(rows, LOOKED_AT))
+    return [row.value for row in first if isinstance(row, Row)], chain(first, rows)
 
 
 def lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:

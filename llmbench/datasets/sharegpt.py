@@ -1,56 +1,39 @@
 """ShareGPT's conversations: one big JSON array of them, or one a line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from llmbench.datasets.fields import asked, shown, text
-from llmbench.datasets.json_rows import json_rows
-from llmbench.datasets.rows import Broken, Unusable, samples
+from llmbench.datasets import turns
+from llmbench.datasets.json_rows import json_samples
+from llmbench.datasets.rows import Broken, Unusable
 from llmbench.records import Message, Sample
 
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "system": "system",
-}
+NAMES = ("conversations", "conversation")
 
 
 def read_sharegpt(file: BinaryIO, _columns: dict[str, str]) -> Iterator[Sample | Broken]:
     """One sample a conversation, up to what the human said last."""
-    return samples(json_rows(file), sample)
+    return json_samples(file, sample)
 
 
 def sample(row: dict[str, Any]) -> Sample:
-    """The sample of one conversation. Replies to nothing, before the human's first turn, go."""
-    turns = row.get("conversations")
-    if turns is None:
-        raise Unusable("conversations is missing")
-    if not isinstance(turns, list):
-        raise Unusable(f"conversations is not a list: {shown(turns)}")
-    messages = [_message(turn, f"turn {n}") for n, turn in enumerate(turns, 1)]
-    human = [n for n, message in enumerate(messages) if message.role == "user"]
-    if not human:
-        raise Unusable("conversations has no turn of a human")
+    """The sample of one conversation."""
+    name = next((name for name in NAMES if row.get(name) is not None), NAMES[0])
     return Sample(
-        messages=asked(
-            [
-                message
-                for n, message in enumerate(messages[: human[-1] + 1])
-                if n > human[0] or message.role != "assistant"
-            ]
-        )
+        messages=asked(turns.messages(row.get(name), name, "turn"), row, name),
+        fields=turns.tools(row),
+        output_tokens=turns.output_tokens(row),
     )
 
 
-def _message(turn: Any, name: str) -> Message:
-    if not isinstance(turn, dict):
-        raise Unusable(f"{name} is not an object: {shown(turn)}")
-    speaker = text(turn.get("from"), f"{name}: from")
-    if speaker not in ROLES:
-        raise Unusable(f"{name}: {shown(speaker)} is not a speaker; known are {', '.join(ROLES)}")
-    return Message(ROLES[speaker], text(turn.get("value"), f"{name}: value"))
+def asked(said: list[Message], row: Mapping[str, Any], name: str) -> list[Message]:
+    """``said`` up to the human's last turn. Replies to nothing, before the first one, go."""
+    human = [n for n, message in enumerate(said) if message.role == "user"]
+    if not human:
+        raise Unusable(f"{name} has no turn of a human")
+    kept = [
+        message
+        for n, message in enumerate(said[: human[-1] + 1])
+        if n > human[0] or message.role != "assistant"
+    ]
+    return turns.to_be_answered(kept, row)

@@ -18,11 +18,13 @@ class Spread(Struct, frozen=True):
 class Survey(Struct, frozen=True, kw_only=True):
     """``rows`` that can be used, the last of them due ``span_s`` after the first of the file.
 
-    A length is ``None`` where no row says it, and so is the time.
+    A length is ``None`` where no row says it, and so is the time. ``guessed_unit`` is the unit that
+    the times are taken to have, where the file does not say.
     """
 
     rows: int
     span_s: float | None = None
+    guessed_unit: str = ""
     prompt_tokens: Spread | None = None
     output_tokens: Spread | None = None
 
@@ -49,7 +51,7 @@ class _Tally:
 
 def survey(samples: Iterable[Sample]) -> Survey:
     """Read ``samples`` to their end, and keep none. What is wrong with one is raised as it is."""
-    rows, span_s = 0, None
+    rows, span_s, guessed_unit = 0, None, ""
     prompts, outputs = _Tally(), _Tally()
     for sample in samples:
         rows += 1
@@ -57,6 +59,11 @@ def survey(samples: Iterable[Sample]) -> Survey:
         outputs.add(sample.output_tokens)
         if sample.at_s is not None:
             span_s = max(span_s or 0.0, sample.at_s)
+            guessed_unit = sample.guessed_unit
     return Survey(
-        rows=rows, span_s=span_s, prompt_tokens=prompts.spread(), output_tokens=outputs.spread()
+        rows=rows,
+        span_s=span_s,
+        guessed_unit=guessed_unit,
+        prompt_tokens=prompts.spread(),
+        output_tokens=outputs.spread(),
     )

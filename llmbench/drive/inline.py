@@ -48,7 +48,7 @@ class Inline:
     def remarks(self) -> list[str]:
         """What the cell's reader should know beside that."""
         return [
-            each for each in (self.board.remark, self._job.feed.skipped, self._loop.remark) if each
+            each for each in (self.board.remark, self._job.feed.remark, self._loop.remark) if each
         ]
 
     async def run(self) -> Health:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -57,9 +59,9 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
 
     def loop(self, client: Client, spool: Spool, board: Board, start_ns: int | None = None) -> Loop:
         """What runs this part of the cell on ``client``; in an open loop from ``start_ns`` on."""
-        load = self.facts.load
+        load, feed = self.facts.load, self.feed  # here, for its file may have to be fetched
         if load.rate:
-            due = schedule(load, self.feed, self.part, self.parts)
+            due = schedule(load, feed, self.part, self.parts)
             return OpenLoop(load, client, self, spool, board, due, start_ns)
         return ClosedLoop(load, client, self, spool, board, self._streams)
 
@@ -84,19 +86,20 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
     ) -> Call:
         """Encode one request: ``ask`` after all that was ``said`` before in its session."""
         cell = self.facts.cell
+        body = self._api.encode(
+            self.target.model,
+            [*said, *ask.messages],
+            ask.output_tokens,
+            self.dialect,
+            self.facts.load.content,
+        )
         return Call(
             cell=cell,
             index=ticket.index,
             stream=stream,
             phase=ticket.phase,
             request_id=f"llmbench-{self.salt}-{cell}-{ticket.index}",
-            body=self._api.encode(
-                self.target.model,
-                [*said, *ask.messages],
-                ask.output_tokens,
-                self.dialect,
-                self.facts.load.content,
-            ),
+            body=_with(body, ask.fields) if ask.fields else body,
             session=session,
             turn=turn,
             due_ns=due_ns,
@@ -182,3 +185,8 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
             return any(event.kind & Kind.GENERATED for event in events)
 
         return Limits(self.timeout_s, self.first_token_timeout_s, has_begun, self.reply_bytes)
+
+
+def _with(body: bytes, fields: dict[str, Any]) -> bytes:
+    """A JSON object with more ``fields``, none of which it has."""
+    return body.removesuffix(b"}") + b"," + msgspec.json.encode(fields).removeprefix(b"{")

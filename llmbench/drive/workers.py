@@ -184,7 +184,7 @@ async def _run(job: Job, board: Board, pipe: Connection, folder: Path, zero_ns: 
     return Outcome(
         health=health,
         stopped=running.stopped,
-        skipped=job.feed.skipped,
+        skipped=job.feed.remark,
         remark=running.remark,
     )
 

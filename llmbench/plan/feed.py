@@ -6,26 +6,28 @@ that every process that runs a part of the cell plans the same.
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from llmbench.datasets import Rows, open_dataset
+from llmbench.datasets.opening import local_path
 from llmbench.plan import prompts
 from llmbench.plan.lengths import Length, chance, draws, read_length, read_seconds
 from llmbench.plan.scale import Scale
 from llmbench.records import TRACE, Load, Message, Sample
 
-BLOCK_TOKENS = 512
-"""The size of the blocks that Mooncake's traces name."""
-
 
 class Ask(Struct, frozen=True):
     """One turn: what is said beyond what was said before, and how long the reply may be; the user
-    cuts it off ``cut_after_s`` after its first token, where that is set."""
+    cuts it off ``cut_after_s`` after its first token, where that is set. ``fields`` go into the
+    request as they are."""
 
     messages: Sequence[Message]
     output_tokens: int
     cut_after_s: float | None = None
+    fields: dict[str, Any] = {}
 
 
 class Session(Struct, frozen=True):
@@ -58,6 +60,9 @@ class Feed:
         self._first_pass: Rows | None = None
         self._samples: Iterator[Sample] = iter(())
         self._next = 0
+        self._guessed_unit = ""
+        if content.dataset:
+            local_path(content.dataset)
 
     def session(self, number: int) -> Session | None:
         """Session ``number``, or ``None`` where a trace that sets the times has no more rows.
@@ -70,14 +75,27 @@ class Feed:
         return None if sample is None else self._from_dataset(number, sample)
 
     @property
-    def skipped(self) -> str:
-        """How many rows were passed over and why the first was, where any were."""
+    def remark(self) -> str:
+        """What the cell's reader should know of how the dataset was read, where anything."""
+        return "; ".join(each for each in (self._skipped, self._guessed) if each)
+
+    @property
+    def _skipped(self) -> str:
         rows = self._first_pass or self._rows
         if rows is None or not rows.skipped_count:
             return ""
         first, count = rows.skipped[0], rows.skipped_count
         were = "row was" if count == 1 else "rows were"
         return f"{count} {were} skipped, such as {first.unit} {first.line}: {first.why}"
+
+    @property
+    def _guessed(self) -> str:
+        if not self._guessed_unit or self._load.rate != TRACE:
+            return ""
+        return (
+            f"the times of the trace are taken for {self._guessed_unit}; if they are not, say "
+            "--dataset-columns at_s=COLUMN, at_ms=COLUMN or at_us=COLUMN"
+        )
 
     # ── synthetic ────────────────────────────────────────────────────────────────────────────────
 
@@ -95,10 +113,13 @@ class Feed:
         ]
         return Session(asks, self._pauses_s(number, len(asks)))
 
-    def _prompt(self, number: int, tokens: int, blocks: Sequence[int] = ()) -> str:
+    def _prompt(
+        self, number: int, tokens: int, blocks: Sequence[int] = (), block_tokens: int = 0
+    ) -> str:
         words, block_words = self._scale.words(tokens), 0
         if blocks:
-            block_words = self._scale.words(2 * BLOCK_TOKENS) - self._scale.words(BLOCK_TOKENS)
+            ends = self._scale.words(2 * block_tokens), self._scale.words(block_tokens)
+            block_words = max(ends[0] - ends[1], 1)
         return prompts.prompt(
             self._salt, self._cell, number, words, self._content, blocks, block_words
         )
@@ -142,6 +163,7 @@ class Feed:
                     self._content.format,
                     self._content.columns,
                     self._content.skip_broken,
+                    timed=self._load.rate == TRACE,
                 )
                 self._samples = iter(self._rows)
                 continue
@@ -153,15 +175,18 @@ class Feed:
             turns = self._turns(number, sample.messages)
         else:
             tokens = sample.prompt_tokens or self._load.prompt_tokens
-            turns = [(Message("user", self._prompt(number, tokens, sample.blocks)),)]
+            prompt = self._prompt(number, tokens, sample.blocks, sample.block_tokens)
+            turns = [(Message("user", prompt),)]
         asks = [
             Ask(
                 said,
                 sample.output_tokens or self._output_tokens(number, turn),
                 self._cut_after_s(number, turn, len(turns)),
+                sample.fields,
             )
             for turn, said in enumerate(turns)
         ]
+        self._guessed_unit = self._guessed_unit or sample.guessed_unit
         return Session(asks, self._pauses_s(number, len(asks)), sample.at_s)
 
     def _turns(self, number: int, messages: Sequence[Message]) -> list[tuple[Message, ...]]:
@@ -170,10 +195,20 @@ class Feed:
         first, *rest = messages
         if self._content.cache == "cold":
             mark = prompts.nonce(self._salt, self._cell, number + 1)
-            first = Message(first.role, f"{mark} {first.content}")
+            first = _marked(first, mark)
         if self._content.turns == 1:
             return [(first, *rest)]
         users = [n for n, each in enumerate((first, *rest)) if each.role == "user"]
         opening = (first, *rest)[: users[0] + 1]
         later = [(messages[n],) for n in users[1 : self._content.turns]]
         return list(chain([opening], later))
+
+
+def _marked(message: Message, mark: str) -> Message:
+    """``message`` with ``mark`` before all that it says, images included."""
+    if not isinstance(message.content, list):
+        return replace(message, content=f"{mark} {message.text}")
+    first, *rest = message.content
+    if first.get("type") == "text":
+        return replace(message, content=[first | {"text": f"{mark} {first['text']}"}, *rest])
+    return replace(message, content=[{"type": "text", "text": mark}, first, *rest])

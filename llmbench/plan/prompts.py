@@ -70,10 +70,22 @@ def _of_blocks(words: int, text: str, blocks: Sequence[int], size: int) -> str:
     for place, block in enumerate(blocks):
         first = min(place * size, words)
         last = words if place == len(blocks) - 1 else min(first + size, words)
-        tag = _groups(block, _GROUPS if block < 1000**_GROUPS else _GROUPS_OF_64_BITS)
-        used = len(tag.split())
-        parts += [tag, passage(last - first - used, text, first + used)]
+        tag = _tag(block, size).split()[: last - first]
+        used = len(tag)
+        parts += [" ".join(tag), passage(last - first - used, text, first + used)]
     return " ".join(part for part in parts if part)
+
+
+def _tag(block: int, size: int) -> str:
+    """The groups that stand for a block's id, at most half of its ``size`` words. Where they cannot
+    hold the id they hold its digest, which no other block of a trace is likely to have."""
+    groups = _GROUPS if block < 1000**_GROUPS else _GROUPS_OF_64_BITS
+    room = max(size // 2, 1)
+    if groups <= room:
+        return _groups(block, groups)
+    if block >= 1000**room:
+        block = int.from_bytes(blake2b(str(block).encode(), digest_size=8).digest())
+    return _groups(block, room)
 
 
 def passage(words: int, name: str = DEFAULT_TEXT, start: int = 0) -> str:

@@ -106,6 +106,8 @@ def _surveyed(found: Survey | None) -> list[str]:
     parts = [f"{found.rows:,} {'row' if found.rows == 1 else 'rows'}"]
     if found.span_s is not None:
         parts[0] += f", over {duration(found.span_s)} of its own clock"
+        if found.guessed_unit:
+            parts[0] += f" (its times are taken for {found.guessed_unit})"
     for what, spread in (("prompts", found.prompt_tokens), ("replies", found.output_tokens)):
         if spread is not None:
             parts.append(f"{what} of {_spread(spread)}")
