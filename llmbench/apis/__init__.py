@@ -4,17 +4,19 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from llmbench.apis import chat, completions
-from llmbench.apis.dialect import Dialect
+from llmbench.apis.dialect import DIALECTS, Dialect
 from llmbench.apis.sse import ServerSentEvent
 from llmbench.records import Content, Event, Message
 
 
 class Api(NamedTuple):
-    """One API: where it lives below the base URL, its encoder and its decoder."""
+    """One API: where it lives below the base URL, its encoder, its decoder, and the ladder of its
+    dialects, the richest first."""
 
     path: str
     encode: Callable[[str, Sequence[Message], int, Dialect, Content], bytes]
     decode: Callable[[Sequence[ServerSentEvent]], list[Event]]
+    dialects: Sequence[Dialect] = DIALECTS
 
 
 APIS = {
