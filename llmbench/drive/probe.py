@@ -184,10 +184,10 @@ class Probe:
             problem = None
             try:
                 trace = await self._exchange(self._prompt(words, content), tokens)
+                self._judge(trace)
                 if counted := decode(trace, self._api.decode).usage.prompt_tokens:
                     self._counting_tokens = tokens
                     return counted
-                self._judge(trace)
             except _BadReply as bad:
                 problem = bad
         if problem is not None:
@@ -214,7 +214,7 @@ class Probe:
             raise self._bad_reply(problem)
         timeline = decode(trace, self._api.decode)
         if timeline.failure and timeline.failure != "empty":
-            raise self._bad_reply(f"{self._url}: {timeline.detail}")
+            raise self._bad_reply(f"{self._url}: {timeline.detail} ({timeline.failure})")
 
     def _error_in(self, body: bytes) -> bytes | None:
         """The error in the body of a reply whose status is good."""
@@ -264,11 +264,14 @@ class Probe:
                         raise Failure(TOO_LARGE, f"the reply is {words}")
         except Failure as problem:
             error, detail = problem.kind, problem.detail
+            del heard[KEPT_BYTES:]
         except (aiohttp.ClientError, OSError) as problem:
             error, detail = failure(self._endpoint, problem, replying=bool(heard))
             if limit.expired():
                 detail = self._limits.no_first_token.detail
         content = self._endpoint.redacted(bytes(heard))
+        if error and self._is_over(content):
+            error = detail = ""
         if error and not self._has_begun(content) and self._error_in(content) is None:
             if error == TOO_LARGE:
                 raise self._unmeasurable(f"{self._url}: {detail}")
@@ -280,6 +283,11 @@ class Probe:
         """Whether a token is in the start of ``body``."""
         events = self._api.decode(sse.parse(bytes(body[:KEPT_BYTES])))
         return any(event.kind & Kind.GENERATED for event in events)
+
+    def _is_over(self, body: bytes) -> bool:
+        """Whether ``body`` ends with the mark of its end, whatever came of the connection then."""
+        events = self._api.decode(sse.parse(body))
+        return bool(events) and bool(events[-1].kind & Kind.DONE)
 
     @asynccontextmanager
     async def _waiting(self) -> AsyncIterator[None]:
