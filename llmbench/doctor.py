@@ -313,7 +313,7 @@ async def answers(target: Target, loads: list[Load]) -> list[Finding]:
                 target,
                 loads,
                 salt="doctor",
-                limits=Limits(30.0),
+                limits=Limits(60.0, first_token_s=30.0),
                 folder=Path(folder),
                 progress=False,
                 say=lambda line: print(line, file=sys.stderr),

@@ -110,8 +110,8 @@ def _adding(
             bigger = base.only([*dialect.leaves, name])
             if (yield Try(bigger, whole=False)).refusal is None:
                 dialect = bigger
-    answer = yield Try(dialect)
-    return dialect, answer.exact
+    exact = dialect.forces_length and (yield Try(dialect)).exact
+    return dialect, exact
 
 
 def _with(dialect: Dialect, rung: Dialect) -> Dialect:

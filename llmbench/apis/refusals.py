@@ -73,6 +73,8 @@ def read_refusal(body: bytes) -> Refusal:
     said = error_message(body)
     if found.places and found.places[0] and found.places[0][-1] not in said:
         said = f"{'.'.join(found.places[0])}: {said}"
+    if found.quoted and found.quoted not in said:
+        said = f"{said}: {found.quoted}"
     return Refusal(said, found.places, "\n".join(found.words), found.code)
 
 
@@ -94,6 +96,7 @@ class _Found:
         self.places: list[list[str]] = []
         self.words: list[str] = []
         self.code: int | None = None
+        self.quoted = ""  # what a gateway heard from the server behind it
 
     def look(self, said: Any) -> None:
         if isinstance(said, dict):
@@ -113,6 +116,8 @@ class _Found:
             self._place(value)
         elif key in CODES and self.code is None:
             self.code = _status(value)
+        elif key == "raw" and isinstance(value, str):
+            self.quoted = error_message(value.encode())
         self.words.append(key)
         self.look(value)
 

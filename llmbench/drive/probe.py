@@ -7,7 +7,7 @@ import asyncio
 import time
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -104,9 +104,9 @@ class Probe:
         if self.model:
             return self.model
         url = f"{self._endpoint.url}/models"
-        status, body = await self._list(url)
+        status, headers, body = await self._list(url)
         if status in (401, 403, *BUSY):
-            raise self._bad_status(status, body)
+            raise self._bad_status(status, headers, body)
         listed = _model_ids(body) if status == 200 else []
         if len(listed) == 1:
             self.model = listed[0]
@@ -123,8 +123,8 @@ class Probe:
             )
         raise self._unmeasurable(f"{url} lists no model; name one with --model")
 
-    async def _list(self, url: str) -> tuple[int, bytes]:
-        """The status and the body of the list of models."""
+    async def _list(self, url: str) -> tuple[int, Mapping[str, str], bytes]:
+        """The status, the headers and the body of the list of models."""
         for last in (False, True):
             try:
                 async with self._waiting(), self._session.get(url) as reply:
@@ -135,7 +135,7 @@ class Probe:
                 break
         if body is None:
             raise self._unmeasurable(f"{url} does not end; name the model with --model")
-        return reply.status, self._endpoint.redacted(body)
+        return reply.status, reply.headers, self._endpoint.redacted(body)
 
     async def find_dialect(self) -> Dialect:
         """The richest dialect that the server takes, tried on a short prompt with the length that
@@ -255,7 +255,7 @@ class Probe:
                     if not begun and (self._has_begun(heard) or len(heard) > KEPT_BYTES):
                         begun = True
                         limit.reschedule(None)
-                        if self.first_token_s is None:
+                        if self.first_token_s is None and len(heard) <= KEPT_BYTES:
                             self.first_token_s = time.monotonic() - began_s
                         if not whole:
                             reply.close()
@@ -323,9 +323,9 @@ class Probe:
         refusal = read_refusal(trace.body)
         named = status not in (401, 403, 407, *BUSY) and self._names_a_field(refusal)
         if status not in (400, 422) and not named:
-            raise self._bad_status(status, trace.body, trace.headers)
+            raise self._bad_status(status, trace.headers, trace.body)
         words = f"the server answered {status}: {refusal.said}"
-        if refusal.is_of_amount and refusal.names([self.dialect.limit]):
+        if refusal.is_of_amount and refusal.names([each.limit for each in self._api.dialects]):
             words += f" (asked for {output_tokens} tokens, see --output-tokens)"
         raise self._not_taken(words, refusal)
 
@@ -333,9 +333,7 @@ class Probe:
     def _url(self) -> str:
         return self._endpoint.url + self._api.path
 
-    def _bad_status(
-        self, status: int, body: bytes, headers: Mapping[str, str] | None = None
-    ) -> "_BadReply":
+    def _bad_status(self, status: int, headers: Mapping[str, str], body: bytes) -> "_BadReply":
         hint = ""
         if status in (401, 403):
             unset = "" if self._endpoint.key else ", which is not set"
@@ -345,8 +343,9 @@ class Probe:
         elif status == 407 and self._endpoint.proxy is not None:
             hint = f" (the proxy's user and password come from {self._endpoint.proxy.variable})"
         elif status in BUSY:
-            named = {name.lower(): value for name, value in (headers or {}).items()}
-            hint = f" (Retry-After: {named.get('retry-after', 'not said')})"
+            hint = f" (Retry-After: {headers.get('retry-after', 'not said')})"
+            if (pause_s := retry_after_s(headers)) and pause_s > self._longest_pause_s:
+                hint = hint[:-1] + f"; a probe waits for {self._longest_pause_s:g} s at most)"
         return self._bad_reply(f"the server answered {status}: {read_refusal(body).said}{hint}")
 
     def _bad_reply(self, words: str) -> "_BadReply":
@@ -393,21 +392,16 @@ async def fit(name: str, wanted: int, count: Callable[[int], Awaitable[int | Non
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """The seconds that a server asks to be given; ``None`` where it does not say, or not how."""
-    named = {name.lower(): value for name, value in headers.items()}
-    try:
-        if "retry-after-ms" in named:
-            return max(0.0, float(named["retry-after-ms"]) / 1e3)
-        return max(0.0, float(named["retry-after"]))
-    except KeyError:
-        return None
-    except ValueError:
-        pass
-    try:
-        due = parsedate_to_datetime(named["retry-after"])
-    except (KeyError, ValueError):
-        return None
-    return max(0.0, (due.replace(tzinfo=due.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    """The seconds that a server asks to be given, in the ``headers`` by their small names; ``None``
+    where it says none that can be read."""
+    for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        with suppress(KeyError, ValueError):
+            return max(0.0, float(headers[name]) * unit_s)
+    with suppress(KeyError, ValueError):
+        due = parsedate_to_datetime(headers["retry-after"])
+        due = due.replace(tzinfo=due.tzinfo or UTC)
+        return max(0.0, (due - datetime.now(UTC)).total_seconds())
+    return None
 
 
 class _BadReply(Unmeasurable):
