@@ -445,6 +445,28 @@ async def test_a_field_is_refused_in_many_ways(refusal: bytes) -> None:
     assert len(found.asked) == 3
 
 
+async def test_of_fields_that_do_not_go_together_one_is_kept() -> None:
+    both = refused({"error": "ignore_eos and min_tokens are mutually exclusive"})
+
+    def answers(asked: Fields, _: int) -> bytes:
+        return both if {"ignore_eos", "min_tokens"} <= asked.keys() else good(asked)
+
+    found = await probed(answers)
+    assert (found.dialect.name, found.dialect.exact_length) == ("exact without min_tokens", True)
+
+
+async def test_usage_is_asked_for_to_the_end() -> None:
+    """A server may name the field and mean one of its options."""
+
+    def answers(asked: Fields, _: int) -> bytes:
+        odd = len(asked.get("stream_options", {})) > 1
+        return refused({"error": "invalid stream_options"}) if odd else good(asked)
+
+    found = await probed(answers)
+    assert found.dialect.name == "exact without continuous_usage_stats"
+    assert "include_usage" in found.dialect.leaves
+
+
 async def test_a_500_that_names_no_field_is_no_refusal() -> None:
     with pytest.raises(Unmeasurable, match="500: out of luck"):
         await probed(lambda asked, _: refused({"error": "out of luck"}, 500))

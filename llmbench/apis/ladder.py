@@ -76,11 +76,12 @@ def _shedding(
 
 def _named(refusal: Refusal, dialect: Dialect) -> list[str]:
     """Which optional fields are to go. An option is often named with its field before it, and of a
-    field that is named alone the last option goes first: usage is to be asked for to the end."""
+    field that is named alone the last option goes first: usage is to be asked for to the end. Of
+    fields that do not go together one goes."""
     names = refusal.names(dialect.optional)
     inner = [name for name in names if name in dialect.leaves]
     if inner:
-        return inner
+        return inner[-1:] if refusal.is_of_conflict else inner
     options = [list(dialect.fields[name]) for name in names]
     return [each[-1] for each in options]
 

@@ -34,6 +34,10 @@ _AMOUNTS = re.compile(
     re.IGNORECASE,
 )
 
+_CONFLICT = re.compile(
+    r"together|\bboth\b|either|exclusive|combin|conflict|at the same time", re.IGNORECASE
+)
+
 
 class Refusal(Struct, frozen=True):
     """Why a request was not taken. ``said`` is that in one line of the server's own words,
@@ -60,6 +64,11 @@ class Refusal(Struct, frozen=True):
     def is_of_amount(self) -> bool:
         """Whether it says that something is too small or too large."""
         return _AMOUNTS.search(self.words) is not None
+
+    @property
+    def is_of_conflict(self) -> bool:
+        """Whether it says that fields do not go together, each of which may do alone."""
+        return _CONFLICT.search(self.words) is not None
 
 
 def read_refusal(body: bytes) -> Refusal:
