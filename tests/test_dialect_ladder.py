@@ -263,6 +263,50 @@ REFUSALS: dict[str, tuple[Any, list[str], str]] = {
         ["ignore_eos", "min_tokens"],
         "Unexpected keys",
     ),
+    "Mistral": (
+        {
+            "object": "error",
+            "message": {"detail": [{"loc": ["body", "cache_prompt"], "msg": "Extra inputs"}]},
+            "param": None,
+            "code": None,
+        },
+        ["cache_prompt"],
+        "body.cache_prompt: Extra inputs",
+    ),
+    "Fireworks": (
+        {
+            "error": {
+                "message": "Extra inputs are not permitted, field: 'cache_prompt', value: False"
+            }
+        },
+        ["cache_prompt"],
+        "not permitted, field: 'cache_prompt'",
+    ),
+    "Groq": (
+        {"error": {"message": "property 'ignore_eos' is unsupported, did you mean 'stop'?"}},
+        ["ignore_eos"],
+        "did you mean 'stop'?",
+    ),
+    "Cerebras": (
+        {"message": "body.ignore_eos: property is unsupported", "param": "validation_error"},
+        ["ignore_eos"],
+        "body.ignore_eos: property is unsupported",
+    ),
+    "Google": (
+        [{"error": {"code": 400, "message": 'Unknown name "min_tokens": Cannot find field.'}}],
+        ["min_tokens"],
+        "Cannot find field",
+    ),
+    "LiteLLM": (
+        {"error": {"message": "openai does not support parameters: ['ignore_eos'], for model=m"}},
+        ["ignore_eos"],
+        "does not support parameters",
+    ),
+    "in another spelling": (
+        {"error": "Argument not supported on this model: ignoreEos"},
+        ["ignore_eos"],
+        "ignoreEos",
+    ),
     "a gateway": (
         {
             "error": {

@@ -23,8 +23,8 @@ CODES = ("code", "status", "status_code")
 
 _ECHO = re.compile(r"[\"']input[\"']\s*:\s*\{.*", re.DOTALL)
 _ALTERNATIVES = re.compile(
-    r"\b(?:expected|allowed|supported|valid|permitted|known|accepted|available)\b[^.:\n]{0,40}?"
-    r"\b(?:one of|fields?|param\w*|arg\w*|keys?|properties|are)\b.*",
+    r"(?<!not )\b(?:expected|allowed|supported|valid|permitted|known|accepted|available)\b"
+    r"[^.:\n]{0,40}?\b(?:one of|fields?|param\w*|arg\w*|keys?|properties|are)\b.*",
     re.IGNORECASE,
 )
 _AMOUNTS = re.compile(
@@ -58,7 +58,9 @@ class Refusal(Struct, frozen=True):
         return placed or [name for name in fields if self.mentions(name)]
 
     def mentions(self, field: str) -> bool:
-        return re.search(rf"(?<!\w){re.escape(field)}(?!\w)", self.words) is not None
+        first, *others = field.split("_")
+        camel = first + "".join(map(str.capitalize, others))
+        return re.search(rf"(?<!\w)(?:{field}|{camel})(?!\w)", self.words) is not None
 
     @property
     def is_of_amount(self) -> bool:
@@ -80,8 +82,8 @@ def read_refusal(body: bytes) -> Refusal:
     found = _Found()
     found.look(document)
     said = error_message(body)
-    if found.places and found.places[0] and found.places[0][-1] not in said:
-        said = f"{'.'.join(found.places[0])}: {said}"
+    if found.path and found.path[-1] not in said:
+        said = f"{'.'.join(found.path)}: {said}"
     if found.quoted and found.quoted not in said:
         said = f"{said}: {found.quoted}"
     return Refusal(said, found.places, "\n".join(found.words), found.code)
@@ -105,6 +107,7 @@ class _Found:
         self.places: list[list[str]] = []
         self.words: list[str] = []
         self.code: int | None = None
+        self.path: list[str] = []  # the first place that its message may not speak of
         self.quoted = ""  # what a gateway heard from the server behind it
 
     def look(self, said: Any) -> None:
@@ -134,6 +137,8 @@ class _Found:
         parts = value if isinstance(value, list) else re.split(r"\W+", str(value or ""))
         if words := [str(part) for part in parts if part not in ("", "None", None)]:
             self.places.append(words)
+            if isinstance(value, list) and not self.path:
+                self.path = words
 
 
 def _status(value: Any) -> int | None:

@@ -269,6 +269,8 @@ class Probe:
             error, detail = failure(self._endpoint, problem, replying=bool(heard))
             if limit.expired():
                 detail = self._limits.no_first_token.detail
+            elif error == "timeout":
+                detail += f": --timeout is {self._limits.whole_s:g} s"
         content = self._endpoint.redacted(bytes(heard))
         if error and self._is_over(content):
             error = detail = ""
