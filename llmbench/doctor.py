@@ -1,7 +1,7 @@
 """``llmbench doctor``: can this machine measure, and what would it take?
 
 Each examination looks at one thing and returns what it found. None takes longer than a second but
-those of targets, which are asked for two tokens.
+those of targets, which are asked for a few replies.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from llmbench import host
+from llmbench.apis import APIS
 from llmbench.cache import cache_folder
 from llmbench.config import load_sweep
 from llmbench.drive.clock import ANCILLARY_BYTES, Clock, stamp_segments
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     asked: list[Finding] = []
     if settings:
         for target in settings.targets():
-            asked += [*way(target), asyncio.run(answers(target, settings.loads()))]
+            asked += [*way(target), *asyncio.run(answers(target, settings.loads()))]
     if args.format == "json":
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(found + asked)) + b"\n")
     else:
@@ -303,7 +304,7 @@ def way(target: Target) -> Iterator[Finding]:
             yield Finding(target.name, "info", said)
 
 
-async def answers(target: Target, loads: list[Load]) -> Finding:
+async def answers(target: Target, loads: list[Load]) -> list[Finding]:
     """Whether a target answers, and how it is to be asked."""
     began_s = time.monotonic()
     try:
@@ -312,14 +313,26 @@ async def answers(target: Target, loads: list[Load]) -> Finding:
                 target,
                 loads,
                 salt="doctor",
-                limits=Limits(30.0),
+                limits=Limits(60.0, first_token_s=30.0),
                 folder=Path(folder),
                 progress=False,
+                say=lambda line: print(line, file=sys.stderr),
             )
             async with reaching as reached:
-                return Finding(target.name, "good", await _asked(reached, began_s))
+                said = await _asked(reached, began_s)
+                return [Finding(target.name, "good", said), _fields(reached)]
     except UserError as problem:
-        return Finding(target.name, "bad", str(problem).removeprefix(f"{target.name}: "))
+        return [Finding(target.name, "bad", str(problem).removeprefix(f"{target.name}: "))]
+
+
+def _fields(reached: Reached) -> Finding:
+    """Which fields requests to a target will have, and which it has refused."""
+    dialect, richest = reached.dialect, APIS[reached.target.api].dialects[0]
+    refused = [name for name in richest.leaves if name not in dialect.leaves]
+    if dialect.limit != richest.limit:
+        refused.insert(0, richest.limit)
+    said = f"sends {dialect.described()}" + (f"; refused: {', '.join(refused)}" if refused else "")
+    return Finding(f"{reached.target.name} fields", "info", said)
 
 
 async def _asked(reached: Reached, began_s: float) -> str:

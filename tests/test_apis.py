@@ -12,7 +12,7 @@ from llmbench.apis.chunks import MALFORMED, error_message
 from llmbench.apis.dialect import DIALECTS, Dialect
 from llmbench.records import Content, Event, Kind, Message, PromptDetails, Usage
 
-EXACT, TRANSFORMERS, STANDARD, REASONING, BARE = DIALECTS
+EXACT, TRANSFORMERS, STANDARD, BARE, REASONING, BARE_REASONING = DIALECTS
 OPENAI_CHUNKS = ("chat", "completions")
 
 

@@ -190,7 +190,7 @@ async def test_metrics_that_do_not_end_say_nothing() -> None:
 
 class Flood(socketserver.ThreadingTCPServer):
     """An HTTP server for llmbench in another process, whose replies to ``floods`` do not end: to
-    ``models``, to the probe's ``short`` requests or to all ``posts``."""
+    ``models``, to all ``posts``, or to those of ``long`` replies only."""
 
     daemon_threads = allow_reuse_address = True
 
@@ -220,10 +220,11 @@ class _Flooding(socketserver.StreamRequestHandler):
     def answer(self, head: bytes, asked: dict[str, Any]) -> None:
         self.server.answered += 1
         tokens = asked.get("max_tokens", 0)
-        kind = "models" if b"/models" in head else "short" if tokens <= 2 else "posts"
+        kind = "models" if b"/models" in head else "posts"
+        floods = self.server.floods
         if not asked and kind != "models":
             self.wfile.write(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")
-        elif kind == self.server.floods:
+        elif floods == kind or (floods == "long" and tokens > 1):
             try:
                 self.wfile.write(CHUNKED)
                 while True:
@@ -249,7 +250,7 @@ def flood(floods: str) -> Iterator[Flood]:
     ("floods", "said"),
     [
         ("models", "/v1/models does not end; name the model with --model"),
-        ("short", "/v1/chat/completions: the reply is more than 1 MiB; --max-reply-bytes raises"),
+        ("posts", "/v1/chat/completions: the reply is more than 1 MiB; --max-reply-bytes raises"),
     ],
 )
 def test_a_probe_that_does_not_end_is_one_line(
@@ -279,7 +280,7 @@ def test_a_flood_takes_neither_memory_nor_disk(tmp_path: Path, client: str) -> N
     load = ["--concurrency", "1", "--prompt-tokens", "16", "--no-calibrate"]
     if client == "openai":  # the SDK takes minutes to parse as much
         load += ["--max-reply-bytes", str(MIB)]
-    with flood("posts") as server:
+    with flood("long") as server:
         sweep = ["sweep", "--target", server.url, "--client", client, "--out", str(run_dir), *load]
         ran = subprocess.run(
             [sys.executable, "-c", PEAK, *sweep],

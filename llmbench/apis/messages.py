@@ -11,6 +11,7 @@ from llmbench.apis.chunks import DONE
 from llmbench.apis.dialect import Dialect, options
 from llmbench.apis.server_times import with_server_times
 from llmbench.apis.sse import ServerSentEvent
+from llmbench.errors import UserError
 from llmbench.records import Content, Event, Kind, Message
 
 VERSION = "2023-06-01"
@@ -28,8 +29,14 @@ def encode(
     model: str, messages: Sequence[Message], output_tokens: int, dialect: Dialect, content: Content
 ) -> bytes:
     """The request's JSON document. A system prompt stands apart from the messages."""
-    system = "\n\n".join(message.content for message in messages if message.role in _SYSTEM)
-    said = [message for message in messages if message.role not in _SYSTEM]
+    if not all(message.is_plain for message in messages):
+        raise UserError("messages are sent texts alone, no images and no tools: ask --api chat")
+    system = "\n\n".join(message.text for message in messages if message.role in _SYSTEM)
+    said = [
+        {"role": message.role, "content": message.text}
+        for message in messages
+        if message.role not in _SYSTEM
+    ]
     fields = {"model": model, "messages": said} | ({"system": system} if system else {})
     return msgspec.json.encode(fields | options(dialect, output_tokens, content))
 

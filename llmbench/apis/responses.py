@@ -12,6 +12,7 @@ from llmbench.apis.chunks import DONE
 from llmbench.apis.dialect import Dialect, options
 from llmbench.apis.server_times import with_server_times
 from llmbench.apis.sse import ServerSentEvent
+from llmbench.errors import UserError
 from llmbench.records import Content, Event, Kind, Message
 
 _STREAM = {"stream_options": {"include_obfuscation": False}, "store": False}
@@ -35,8 +36,10 @@ def encode(
     model: str, messages: Sequence[Message], output_tokens: int, dialect: Dialect, content: Content
 ) -> bytes:
     """The request's JSON document. llama.cpp reads an assistant's words only with a ``type``."""
+    if not all(message.is_plain for message in messages):
+        raise UserError("responses are sent texts alone, no images and no tools: ask --api chat")
     said = [
-        {"type": "message", "role": message.role, "content": message.content}
+        {"type": "message", "role": message.role, "content": message.text}
         for message in messages
     ]
     return msgspec.json.encode(

@@ -3,26 +3,46 @@
 Nothing here is timed, so aiohttp does it. Every failure is one line that names the target.
 """
 
+import asyncio
 import time
 from array import array
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import aiohttp
 from msgspec import Struct
 
 from llmbench.apis import APIS, lenient, sse
-from llmbench.apis.chunks import error_message
+from llmbench.apis.chunks import MALFORMED
 from llmbench.apis.dialect import Dialect
+from llmbench.apis.ladder import Answer, climb
+from llmbench.apis.refusals import Refusal, is_error, read_refusal
 from llmbench.drive.aiohttp_client import failure, read_all, session
 from llmbench.drive.endpoint import Endpoint
 from llmbench.drive.limits import KEPT_BYTES, Limits
+from llmbench.drive.opening import Failure
 from llmbench.errors import Unmeasurable, UserError
 from llmbench.measure.timeline import decode
 from llmbench.plan import prompts
 from llmbench.plan.prompts import PLAIN
-from llmbench.records import Content, Kind, Message, Reads, Target, Timeline, Trace
+from llmbench.records import TOO_LARGE, Content, Kind, Message, Reads, Target, Trace
 
-PROBE_TIMEOUT_S = 120.0
+BUSY = (429, 503, 529)
+LONGEST_PAUSE_S = 60.0
+"""Of a ``Retry-After`` that is waited for."""
+
+SILENT_S = 5.0
+"""After so long without a reply a person is told that one is waited for."""
+
+FEW_TOKENS = 1
+"""Of a reply whose prompt is to be counted."""
+
+SHORT_WORDS = 8
+ONE_WORD = "\n\nAnswer with the one word: yes."
+"""To this a model stops early by itself: a reply of the asked length was made to have it."""
+
 MOST_GUESSES = 12
 MOST_LISTED_BYTES = 4 << 20
 """Of a list of models."""
@@ -43,22 +63,36 @@ class Fit(Struct, frozen=True):
 class Probe:
     """Asks one target one thing at a time. Use as an async context manager."""
 
-    def __init__(self, target: Target, endpoint: Endpoint, salt: str, limits: Limits) -> None:
+    def __init__(
+        self,
+        target: Target,
+        endpoint: Endpoint,
+        salt: str,
+        limits: Limits,
+        *,
+        output_tokens: int = 16,
+        natural_stops: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """``output_tokens`` and ``natural_stops`` are what the cells will ask for; ``say`` tells a
+        person what is waited for."""
         self._target = target
         self._limits = limits
         self._endpoint = endpoint
         self._salt = salt
         self._asked = 0
         self._api = APIS[target.api]
+        self._output_tokens = output_tokens
+        self._counting_tokens = min(FEW_TOKENS, output_tokens)
+        self._content = Content(natural_stops=natural_stops)
+        self._say = say
         self.model = target.model
         self.dialect = self._api.dialects[0]
         self.server = ""
         self.first_token_s: float | None = None  # of the first reply, when nothing was warm
 
     async def __aenter__(self) -> "Probe":
-        self._session = session(
-            self._endpoint, min(self._limits.whole_s, PROBE_TIMEOUT_S), one_shot=True
-        )
+        self._session = session(self._endpoint, self._limits.whole_s, one_shot=True)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -69,17 +103,10 @@ class Probe:
         if self.model:
             return self.model
         url = self._endpoint.url + self._api.models_path
-        try:
-            async with self._session.get(url) as reply:
-                found = await read_all(reply, MOST_LISTED_BYTES)
-                if found is None:
-                    raise self._unmeasurable(f"{url} does not end; name the model with --model")
-                body = self._endpoint.redacted(found)
-                if reply.status in (401, 403):
-                    raise self._unmeasurable(self._refusal(reply.status, body))
-                listed = self._api.model_ids(body) if reply.status == 200 else []
-        except (aiohttp.ClientError, OSError) as problem:
-            raise self._unreachable(problem) from None
+        status, headers, body = await self._list(url)
+        if status in (401, 403, *BUSY):
+            raise self._bad_status(status, headers, body)
+        listed = self._api.model_ids(body) if status == 200 else []
         if len(listed) == 1:
             self.model = listed[0]
             return self.model
@@ -88,35 +115,83 @@ class Probe:
             raise UserError(
                 f"{self._target.name} serves {len(listed)} models, choose one with --model: {some}"
             )
-        if reply.status != 200:
+        if status != 200:
             raise self._unmeasurable(
-                f"{url} answered {reply.status}: no OpenAI-compatible server, or one that lists no "
+                f"{url} answered {status}: no OpenAI-compatible server, or one that lists no "
                 "models: then name one with --model"
             )
         raise self._unmeasurable(f"{url} lists no model; name one with --model")
 
-    async def find_dialect(self) -> Dialect:
-        """The most exact dialect that the server takes, tried on a short prompt."""
-        problem: Unmeasurable | None = None
-        for dialect in self._api.dialects:
-            self.dialect = dialect
+    async def _list(self, url: str) -> tuple[int, Mapping[str, str], bytes]:
+        """The status, the headers and the body of the list of models."""
+        for last in (False, True):
             try:
-                await self.ask(self._prompt(8), output_tokens=2)
-            except _BadRequest as refusal:
-                problem = refusal
-            else:
-                return self.dialect
-        assert problem is not None
-        raise problem
+                async with self._waiting(), self._session.get(url) as reply:
+                    body = await read_all(reply, MOST_LISTED_BYTES)
+            except (aiohttp.ClientError, OSError) as problem:
+                raise self._unreachable(problem) from None
+            if last or not await self._paused(reply.status, reply.headers):
+                break
+        if body is None:
+            raise self._unmeasurable(f"{url} does not end; name the model with --model")
+        return reply.status, reply.headers, self._endpoint.redacted(body)
+
+    async def find_dialect(self) -> Dialect:
+        """The richest dialect that the server takes, tried on a short prompt with the length that
+        the cells will ask for."""
+        ladder = climb(self._api.dialects, exactly=not self._content.natural_stops)
+        problem: _NotTaken | None = None
+        answer: Answer | None = None
+        while True:
+            try:
+                tried = next(ladder) if answer is None else ladder.send(answer)
+            except StopIteration as end:
+                if end.value is not None:
+                    self.dialect = end.value
+                    return self.dialect
+                assert problem is not None
+                raise problem from None
+            try:
+                answer = Answer(exact=await self._try(tried.dialect, tried.whole))
+            except _NotTaken as refused:
+                problem, answer = refused, Answer(refused.refusal)
+
+    async def _try(self, dialect: Dialect, whole: bool) -> bool:
+        """Ask in ``dialect``; whether the reply had the asked length because it was made to. Once
+        a token has come, what else becomes of the reply is for the cells to show."""
+        self.dialect = dialect
+        tokens = self._output_tokens
+        trace = await self._exchange(self._prompt(SHORT_WORDS) + ONE_WORD, tokens, whole=whole)
+        if not self._has_begun(trace.body):
+            self._judge(trace)
+        timeline = decode(trace, self._api.decode)
+        counted = timeline.usage.completion_tokens or timeline.token_ids or len(timeline.at_ns)
+        # The generation config of `transformers serve` leaves nothing else to stop for.
+        stopped = timeline.finish == "length" or dialect.generation_config
+        forced = dialect.forces_length and not self._content.natural_stops
+        return whole and forced and stopped and counted == tokens
 
     async def fit_prompt(self, wanted: int, content: Content = PLAIN) -> Fit:
         """A prompt that the server counts as ``wanted`` tokens, template and nonce included."""
         return await fit(self._target.name, wanted, lambda words: self.count(words, content))
 
     async def count(self, words: int, content: Content = PLAIN) -> int | None:
-        """The tokens of a prompt of so many words; ``None`` where the server does not count."""
-        timeline = await self.ask(self._prompt(words, content), output_tokens=1)
-        return timeline.usage.prompt_tokens
+        """The tokens of a prompt of so many words; ``None`` where the server does not count. A
+        reply of one token tells, but where so little is refused or says nothing."""
+        problem: _BadReply | None = None
+        for tokens in dict.fromkeys((self._counting_tokens, self._output_tokens)):
+            problem = None
+            try:
+                trace = await self._exchange(self._prompt(words, content), tokens)
+                self._judge(trace)
+                if counted := decode(trace, self._api.decode).usage.prompt_tokens:
+                    self._counting_tokens = tokens
+                    return counted
+            except _BadReply as bad:
+                problem = bad
+        if problem is not None:
+            raise problem
+        return None
 
     async def greedy(self, prompt: str, output_tokens: int) -> list[str]:
         """The tokens of a greedy reply to ``prompt``, each as its text."""
@@ -128,59 +203,138 @@ class Probe:
         self._asked += 1
         return prompts.prompt(self._salt, -1, self._asked, words, content)
 
-    async def ask(self, prompt: str, *, output_tokens: int) -> Timeline:
-        """One request, its reply decoded. Raises ``Unmeasurable`` for anything but a good one."""
-        timeline = decode(await self._exchange(prompt, output_tokens), self._api.decode)
+    def _judge(self, trace: Trace) -> None:
+        """Raise what is wrong with a reply; that it has no token is nothing wrong."""
+        if (said := self._error_in(trace.body)) is not None:
+            refusal = read_refusal(said)
+            problem = f"{self._url}: {refusal.said}"
+            if refusal.code in (None, 400, 422) or self._names_a_field(refusal):
+                raise self._not_taken(problem, refusal)
+            raise self._bad_reply(problem)
+        timeline = decode(trace, self._api.decode)
         if timeline.failure and timeline.failure != "empty":
-            raise self._unmeasurable(f"{self._url}: {timeline.detail}")
-        return timeline
+            raise self._bad_reply(f"{self._url}: {timeline.detail} ({timeline.failure})")
 
-    async def _exchange(self, prompt: str, output_tokens: int) -> Trace:
-        began_s = time.monotonic()
+    def _error_in(self, body: bytes) -> bytes | None:
+        """The error in the body of a reply whose status is good."""
+        events = sse.parse(body)
+        for (_, data, _), event in zip(events, self._api.decode(events), strict=False):
+            if event.kind & Kind.ERROR and not event.error.startswith(MALFORMED):
+                return data
+        return body if is_error(body) else None
+
+    def _names_a_field(self, refusal: Refusal) -> bool:
+        return bool(refusal.names([*self.dialect.optional, self.dialect.limit]))
+
+    async def _exchange(self, prompt: str, output_tokens: int, *, whole: bool = True) -> Trace:
+        """One request and its reply, or of that the start where ``whole`` is not wanted. A server
+        that asks for time is asked again, once. Raises ``Unmeasurable``."""
         said = [Message("user", prompt)]
-        body = self._api.encode(self.model, said, output_tokens, self.dialect, PLAIN)
-        url = self._url
-        try:
-            async with self._session.post(url, data=body, allow_redirects=False) as reply:
-                start = b"" if self.first_token_s else await self._first_token(reply, began_s)
-                rest = await read_all(reply, self._limits.reply_bytes - len(start))
-        except (aiohttp.ClientError, OSError) as problem:
-            raise self._unreachable(problem) from None
-        if rest is None:
-            words = self._limits.exceeded(self._limits.reply_bytes + 1, 0)
-            raise self._unmeasurable(f"{url}: the reply is {words}")
-        content = self._endpoint.redacted(start + rest)
-        if reply.status in (400, 422):
-            raise _BadRequest(f"{self._target.name}: {self._refusal(reply.status, content)}")
-        if 300 <= reply.status < 400:
-            place = reply.headers.get("Location", "nowhere")
-            raise self._unmeasurable(f"{url} redirects to {place}: give that as the target")
-        if reply.status != 200:
-            raise self._unmeasurable(
-                self._refusal(reply.status, content, reply.headers.get("Retry-After"))
-            )
-        self.server = reply.headers.get("Server", "")
-        return _as_trace(reply.status, dict(reply.headers), content)
+        body = self._api.encode(self.model, said, output_tokens, self.dialect, self._content)
+        trace = await self._post(body, whole)
+        if await self._paused(trace.status, trace.headers):
+            trace = await self._post(body, whole)
+        self._look_at_status(trace, output_tokens)
+        self.server = trace.headers.get("server", "")
+        return trace
 
-    async def _first_token(self, reply: aiohttp.ClientResponse, began_s: float) -> bytes:
-        """Read until a token is in, and note how long that took, unless much else comes first. Some
-        servers send an event that only names the role long before."""
-        body = b""
-        async for piece in reply.content.iter_any():
-            body += piece
-            if any(event.kind & Kind.GENERATED for event in self._api.decode(sse.parse(body))):
-                self.first_token_s = time.monotonic() - began_s
-                break
-            if len(body) > KEPT_BYTES:
-                break
-        return body
+    async def _post(self, body: bytes, whole: bool) -> Trace:
+        """Send ``body`` and read the reply; what breaks off after a token is kept as it is. Notes
+        how long the first token ever took, unless much else comes first: some servers send an event
+        that only names the role long before."""
+        heard, begun = bytearray(), False
+        error = detail = ""
+        began_s = time.monotonic()
+        limit = asyncio.timeout(self._limits.first_token_s)
+        post = self._session.post(self._url, data=body, allow_redirects=False)
+        try:
+            async with self._waiting(), limit, post as reply:
+                async for piece in reply.content.iter_any():
+                    heard += piece
+                    if not begun and (self._has_begun(heard) or len(heard) > KEPT_BYTES):
+                        begun = True
+                        limit.reschedule(None)
+                        if self.first_token_s is None and len(heard) <= KEPT_BYTES:
+                            self.first_token_s = time.monotonic() - began_s
+                        if not whole:
+                            reply.close()
+                            break
+                    if words := self._limits.exceeded(len(heard), 0):
+                        raise Failure(TOO_LARGE, f"the reply is {words}")
+        except Failure as problem:
+            error, detail = problem.kind, problem.detail
+            del heard[KEPT_BYTES:]
+        except (aiohttp.ClientError, OSError) as problem:
+            error, detail = failure(self._endpoint, problem, replying=bool(heard))
+            if limit.expired():
+                detail = self._limits.no_first_token.detail
+            elif error == "timeout":
+                detail += f": --timeout is {self._limits.whole_s:g} s"
+        content = self._endpoint.redacted(bytes(heard))
+        if error and self._is_over(content):
+            error = detail = ""
+        if error and not self._has_begun(content) and self._error_in(content) is None:
+            if error == TOO_LARGE:
+                raise self._unmeasurable(f"{self._url}: {detail}")
+            detail = self._endpoint.redacted(detail.encode()).decode()
+            raise unreachable(self._target, self._endpoint, error, detail)
+        return _as_trace(reply.status, dict(reply.headers), content, error, detail)
+
+    def _has_begun(self, body: bytes | bytearray) -> bool:
+        """Whether a token is in the start of ``body``."""
+        events = self._api.decode(sse.parse(bytes(body[:KEPT_BYTES])))
+        return any(event.kind & Kind.GENERATED for event in events)
+
+    def _is_over(self, body: bytes) -> bool:
+        """Whether ``body`` ends with the mark of its end, whatever came of the connection then."""
+        events = self._api.decode(sse.parse(body))
+        return bool(events) and bool(events[-1].kind & Kind.DONE)
+
+    @asynccontextmanager
+    async def _waiting(self) -> AsyncIterator[None]:
+        """Tell a person what is waited for, where that takes long."""
+        words = f"waiting for {self._target.name} to answer (--timeout {self._limits.whole_s:g})"
+        told = asyncio.get_running_loop().call_later(SILENT_S, self._say, words)
+        try:
+            yield
+        finally:
+            told.cancel()
+
+    async def _paused(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Whether a server that asked for time was given it."""
+        pause_s = retry_after_s(headers) if status in BUSY else None
+        if pause_s is None or pause_s > self._longest_pause_s:
+            return False
+        self._say(f"{self._target.name} answered {status}: asking again in {pause_s:.3g} s")
+        await asyncio.sleep(pause_s)
+        return True
+
+    @property
+    def _longest_pause_s(self) -> float:
+        return min(LONGEST_PAUSE_S, self._limits.whole_s)
+
+    def _look_at_status(self, trace: Trace, output_tokens: int) -> None:
+        """Raise what an HTTP status says."""
+        status = trace.status
+        if 300 <= status < 400:
+            place = trace.headers.get("location", "nowhere")
+            raise self._unmeasurable(f"{self._url} redirects to {place}: give that as the target")
+        if status == 200:
+            return
+        refusal = read_refusal(trace.body)
+        named = status not in (401, 403, 407, *BUSY) and self._names_a_field(refusal)
+        if status not in (400, 422) and not named:
+            raise self._bad_status(status, trace.headers, trace.body)
+        words = f"the server answered {status}: {refusal.said}"
+        if refusal.is_of_amount and refusal.names([each.limit for each in self._api.dialects]):
+            words += f" (asked for {output_tokens} tokens, see --output-tokens)"
+        raise self._not_taken(words, refusal)
 
     @property
     def _url(self) -> str:
         return self._endpoint.url + self._api.path
 
-    def _refusal(self, status: int, body: bytes, retry_after: str | None = None) -> str:
-        said = error_message(body)
+    def _bad_status(self, status: int, headers: Mapping[str, str], body: bytes) -> "_BadReply":
         hint = ""
         if status in (401, 403):
             unset = "" if self._endpoint.key else ", which is not set"
@@ -189,9 +343,17 @@ class Probe:
             hint = f" (model '{self.model}', {self._endpoint.url}{self._api.path})"
         elif status == 407 and self._endpoint.proxy is not None:
             hint = f" (the proxy's user and password come from {self._endpoint.proxy.variable})"
-        elif status == 429:
-            hint = f" (Retry-After: {retry_after or 'not said'})"
-        return f"the server answered {status}: {said}{hint}"
+        elif status in BUSY:
+            hint = f" (Retry-After: {headers.get('retry-after', 'not said')})"
+            if (pause_s := retry_after_s(headers)) and pause_s > self._longest_pause_s:
+                hint = hint[:-1] + f"; a probe waits for {self._longest_pause_s:g} s at most)"
+        return self._bad_reply(f"the server answered {status}: {read_refusal(body).said}{hint}")
+
+    def _bad_reply(self, words: str) -> "_BadReply":
+        return _BadReply(str(self._unmeasurable(words)))
+
+    def _not_taken(self, words: str, refusal: Refusal) -> "_NotTaken":
+        return _NotTaken(str(self._unmeasurable(words)), refusal)
 
     def _unmeasurable(self, words: str) -> Unmeasurable:
         told = self._endpoint.redacted(words.encode()).decode()  # a server may repeat the key
@@ -230,11 +392,32 @@ async def fit(name: str, wanted: int, count: Callable[[int], Awaitable[int | Non
     return Fit(words, tokens)
 
 
-class _BadRequest(Unmeasurable):
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """The seconds that a server asks to be given, in the ``headers`` by their small names; ``None``
+    where it says none that can be read."""
+    for name, unit_s in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        with suppress(KeyError, ValueError):
+            return max(0.0, float(headers[name]) * unit_s)
+    with suppress(KeyError, ValueError):
+        due = parsedate_to_datetime(headers["retry-after"])
+        due = due.replace(tzinfo=due.tzinfo or UTC)
+        return max(0.0, (due - datetime.now(UTC)).total_seconds())
+    return None
+
+
+class _BadReply(Unmeasurable):
+    """The server answered, and not as it should."""
+
+
+class _NotTaken(_BadReply):
     """The server did not take the request: perhaps a plainer dialect will do."""
 
+    def __init__(self, words: str, refusal: Refusal) -> None:
+        super().__init__(words)
+        self.refusal = refusal
 
-def _as_trace(status: int, headers: dict[str, str], body: bytes) -> Trace:
+
+def _as_trace(status: int, headers: dict[str, str], body: bytes, error: str, detail: str) -> Trace:
     """A reply read at once, as a trace without times."""
     end, zero = array("q", [len(body)]), array("q", [0])
     return Trace(
@@ -249,4 +432,6 @@ def _as_trace(status: int, headers: dict[str, str], body: bytes) -> Trace:
         stamps="user",
         reads=Reads(end, zero, zero, zero),
         body=body,
+        error=error,
+        detail=detail,
     )

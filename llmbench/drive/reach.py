@@ -1,6 +1,6 @@
 """Target → something that answers: start its engine if it has one, and find out how to ask it."""
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -80,9 +80,11 @@ async def reach(
     folder: Path,
     progress: bool,
     wire: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> AsyncIterator[Reached]:
     """Reach ``target`` for as long as entered, by the way of the ``wire`` client too, where that is
-    to ask it. ``limits`` are those of the replies to what is asked before anything is timed. Raises
+    to ask it. ``limits`` are those of the replies to what is asked before anything is timed, in the
+    way in which ``loads`` will ask, and ``say`` tells a person what is waited for. Raises
     ``Unmeasurable`` with one line that says why not, and ``UserError`` where only the user can say
     how."""
     async with AsyncExitStack() as stack:
@@ -100,7 +102,16 @@ async def reach(
         where = endpoint(target)
         if wire and where.proxy is not None:
             await _try_tunnel(target, where)
-        probe = await stack.enter_async_context(Probe(target, where, salt, limits))
+        probe = Probe(
+            target,
+            where,
+            salt,
+            limits,
+            output_tokens=min(load.output_tokens for load in loads),
+            natural_stops=all(load.content.natural_stops for load in loads),
+            say=say,
+        )
+        await stack.enter_async_context(probe)
         model = await probe.find_model()
         dialect = await probe.find_dialect()
         known = msgspec.structs.replace(target, model=model, provenance=_provenance(target, probe))

@@ -204,20 +204,25 @@ class SweepRun:
             target,
             [plan.load for plan in plans],
             salt=self._salt,
-            limits=Limits(self._probe_timeout_s, reply_bytes=self._sweep.max_reply_bytes),
+            limits=self._probe_limits,
             folder=self._directory.path,
             progress=self._view.live,
             wire="wire" in self._sweep.client,
+            say=self._view.say,
         )
         reached = await stack.enter_async_context(reaching)
         self._directory.run.targets[number] = await self._with_agreement(reached)
         return reached
 
     @property
-    def _probe_timeout_s(self) -> float:
-        """How long an answer may take before anything is timed: the first one may be cold."""
+    def _probe_limits(self) -> Limits:
+        """Of what is asked before anything is timed; the first token may be a cold model's."""
         first_s = self._sweep.first_token_timeout
-        return min(self._sweep.timeout, max(COLD_S, first_s) if first_s else self._sweep.timeout)
+        return Limits(
+            self._sweep.timeout,
+            max(COLD_S, first_s) if first_s else None,
+            reply_bytes=self._sweep.max_reply_bytes,
+        )
 
     async def _measure_plan(
         self, reached: Reached, plan: CellFacts, scales: dict[object, Scale | Unmeasurable]
