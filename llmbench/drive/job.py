@@ -9,6 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from llmbench.apis import APIS, Api, sse
+from llmbench.apis.body import filled_in, varies, with_fields
 from llmbench.apis.dialect import Dialect
 from llmbench.drive.board import Board, Ticket
 from llmbench.drive.client import Client
@@ -20,10 +21,11 @@ from llmbench.drive.open_loop import OpenLoop
 from llmbench.drive.running import Loop
 from llmbench.drive.spool import Spool
 from llmbench.drive.wire import WireClient
+from llmbench.headers import is_marked
 from llmbench.measure.early import first_token_ns, heard, reply_text
 from llmbench.measure.timeline import decode
 from llmbench.parts import part_path
-from llmbench.plan.feed import Ask, Feed, Session
+from llmbench.plan.feed import Ask, Feed, Session, with_system
 from llmbench.plan.scale import Scale
 from llmbench.plan.schedule import schedule
 from llmbench.records import Call, CellFacts, Kind, Message, Target, Trace
@@ -83,24 +85,28 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
     ) -> Call:
         """Encode one request: ``ask`` after all that was ``said`` before in its session."""
         cell = self.facts.cell
+        body = self._api.encode(
+            self.target.model,
+            with_system([*said, *ask.messages], self.target.system_prompt),
+            ask.output_tokens,
+            self.dialect,
+            self.facts.load.content,
+        )
+        marks = f"{self.salt}-{cell}-s{session}", f"{self.salt}-{cell}-{ticket.index}"
+        fields = filled_in(self.target.body, *marks) if self._varies else self.target.body
         return Call(
             cell=cell,
             index=ticket.index,
             stream=stream,
             phase=ticket.phase,
             request_id=f"llmbench-{self.salt}-{cell}-{ticket.index}",
-            body=self._api.encode(
-                self.target.model,
-                [*said, *ask.messages],
-                ask.output_tokens,
-                self.dialect,
-                self.facts.load.content,
-            ),
+            body=with_fields(body, fields),
             session=session,
             turn=turn,
             due_ns=due_ns,
             cut_after_s=ask.cut_after_s,
             segment=ticket.segment,
+            headers=self._endpoint.filled(*marks) if self._is_marked else {},
         )
 
     def reply(self, trace: Trace) -> Message | None:
@@ -142,7 +148,7 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
 
     def client(self, clock: Clock) -> Client:
         """The client of the cell, with a connection for each of a closed loop's streams."""
-        where, path = self._endpoint, self._api.path
+        where, path = self._endpoint, self.path
         match self.facts.client:
             case "aiohttp":
                 from llmbench.drive.aiohttp_client import AiohttpClient
@@ -155,6 +161,19 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
             case _:
                 streams = () if self.facts.load.rate else self._streams
                 return WireClient(where, path, streams, self._limits, clock)
+
+    @property
+    def path(self) -> str:
+        """Where to post, below the base."""
+        return self.target.path or self._api.path
+
+    @cached_property
+    def _varies(self) -> bool:
+        return varies(self.target.body)
+
+    @cached_property
+    def _is_marked(self) -> bool:
+        return any(map(is_marked, self.target.headers.values()))
 
     @cached_property
     def _endpoint(self) -> Endpoint:

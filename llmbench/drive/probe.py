@@ -10,16 +10,19 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 import msgspec
 from msgspec import Struct
+from yarl import URL
 
 from llmbench.apis import APIS, sse
+from llmbench.apis.body import filled_in, with_fields
 from llmbench.apis.chunks import error_message
 from llmbench.apis.dialect import DIALECTS, Dialect
 from llmbench.drive.aiohttp_client import failure, read_all, session
-from llmbench.drive.endpoint import Endpoint
+from llmbench.drive.endpoint import BEARER, Endpoint
 from llmbench.drive.limits import KEPT_BYTES, Limits
 from llmbench.errors import Unmeasurable, UserError
 from llmbench.measure.timeline import decode
 from llmbench.plan import prompts
+from llmbench.plan.feed import with_system
 from llmbench.plan.prompts import PLAIN
 from llmbench.records import Content, Kind, Message, Reads, Target, Timeline, Trace
 
@@ -49,7 +52,7 @@ class Probe:
         self._limits = limits
         self._endpoint = endpoint
         self._salt = salt
-        self._asked = 0
+        self._asked = self._sent = 0
         self._api = APIS[target.api]
         self.model = target.model
         self.dialect = DIALECTS[0]
@@ -71,7 +74,10 @@ class Probe:
             return self.model
         url = f"{self._endpoint.url}/models"
         try:
-            async with self._session.get(url) as reply:
+            async with self._session.get(
+                URL(self._endpoint.url_of("/models"), encoded=True),
+                headers=self._endpoint.filled(*self._marks),
+            ) as reply:
                 found = await read_all(reply, MOST_LISTED_BYTES)
                 if found is None:
                     raise self._unmeasurable(f"{url} does not end; name the model with --model")
@@ -90,9 +96,10 @@ class Probe:
                 f"{self._target.name} serves {len(listed)} models, choose one with --model: {some}"
             )
         if reply.status != 200:
-            raise self._unmeasurable(
+            raise self._unfound(
+                reply.status,
                 f"{url} answered {reply.status}: no OpenAI-compatible server, or one that lists no "
-                "models: then name one with --model"
+                "models: then name one with --model",
             )
         raise self._unmeasurable(f"{url} lists no model; name one with --model")
 
@@ -137,11 +144,16 @@ class Probe:
 
     async def _exchange(self, prompt: str, output_tokens: int) -> Trace:
         began_s = time.monotonic()
-        said = [Message("user", prompt)]
-        body = self._api.encode(self.model, said, output_tokens, self.dialect, PLAIN)
-        url = self._url
+        said = with_system([Message("user", prompt)], self._target.system_prompt)
+        ours = self._api.encode(self.model, said, output_tokens, self.dialect, PLAIN)
+        self._sent += 1
+        body = with_fields(ours, filled_in(self._target.body, *self._marks))
+        url, whole = self._url, URL(self._endpoint.url_of(self._path), encoded=True)
+        headers = self._endpoint.filled(*self._marks)
         try:
-            async with self._session.post(url, data=body, allow_redirects=False) as reply:
+            async with self._session.post(
+                whole, data=body, headers=headers, allow_redirects=False
+            ) as reply:
                 start = b"" if self.first_token_s else await self._first_token(reply, began_s)
                 rest = await read_all(reply, self._limits.reply_bytes - len(start))
         except (aiohttp.ClientError, OSError) as problem:
@@ -156,8 +168,9 @@ class Probe:
             place = reply.headers.get("Location", "nowhere")
             raise self._unmeasurable(f"{url} redirects to {place}: give that as the target")
         if reply.status != 200:
-            raise self._unmeasurable(
-                self._refusal(reply.status, content, reply.headers.get("Retry-After"))
+            raise self._unfound(
+                reply.status,
+                self._refusal(reply.status, content, reply.headers.get("Retry-After")),
             )
         self.server = reply.headers.get("Server", "")
         return _as_trace(reply.status, dict(reply.headers), content)
@@ -177,21 +190,42 @@ class Probe:
 
     @property
     def _url(self) -> str:
-        return self._endpoint.url + self._api.path
+        return self._endpoint.url + self._path
+
+    @property
+    def _path(self) -> str:
+        return self._target.path or self._api.path
+
+    @property
+    def _marks(self) -> tuple[str, str]:
+        """What a session and a request are called where the user has marks for that."""
+        name = f"{self._salt}-probe-{self._sent}"
+        return name, name
 
     def _refusal(self, status: int, body: bytes, retry_after: str | None = None) -> str:
         said = error_message(body)
         hint = ""
         if status in (401, 403):
             unset = "" if self._endpoint.key else ", which is not set"
-            hint = f" (the key comes from {self._target.key_env}{unset})"
+            hint = f" (the key comes from {self._target.key_env}{unset}; {self._way_of_key})"
         elif status == 404:
-            hint = f" (model '{self.model}', {self._endpoint.url}{self._api.path})"
+            hint = f" (model '{self.model}', {self._url})"
         elif status == 407 and self._endpoint.proxy is not None:
             hint = f" (the proxy's user and password come from {self._endpoint.proxy.variable})"
         elif status == 429:
             hint = f" (Retry-After: {retry_after or 'not said'})"
         return f"the server answered {status}: {said}{hint}"
+
+    @property
+    def _way_of_key(self) -> str:
+        auth = self._endpoint.auth
+        name = "Authorization: Bearer" if auth == BEARER else auth
+        return f"it is sent as {name}: --auth and --header say otherwise"
+
+    def _unfound(self, status: int, words: str) -> Unmeasurable:
+        """What is said of a refusal by ``status``: nothing may be at that place, but at another."""
+        problem = self._unmeasurable(words)
+        return NotThere(str(problem)) if status in (404, 405) else problem
 
     def _unmeasurable(self, words: str) -> Unmeasurable:
         told = self._endpoint.redacted(words.encode()).decode()  # a server may repeat the key
@@ -228,6 +262,10 @@ async def fit(name: str, wanted: int, count: Callable[[int], Awaitable[int | Non
             f"has {tokens} (its chat template included)"
         )
     return Fit(words, tokens)
+
+
+class NotThere(Unmeasurable):
+    """Nothing answers at that path of the server."""
 
 
 class _BadRequest(Unmeasurable):

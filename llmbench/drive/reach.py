@@ -13,12 +13,14 @@ from llmbench.apis.dialect import DIALECTS, Dialect
 from llmbench.drive.endpoint import Endpoint, endpoint
 from llmbench.drive.limits import Limits
 from llmbench.drive.opening import Failure, open_socket
-from llmbench.drive.probe import Fit, Probe, fit, unreachable
+from llmbench.drive.probe import Fit, NotThere, Probe, fit, unreachable
 from llmbench.drive.proxy import is_loopback
 from llmbench.errors import Unmeasurable
+from llmbench.measure.verdict import INSECURE
 from llmbench.plan import prompts
 from llmbench.plan.prompts import PLAIN
 from llmbench.records import CellFacts, Content, Load, Provenance, Target
+from llmbench.targets import without_version
 
 if TYPE_CHECKING:
     from llmbench.engines.hosted import HostedEngine
@@ -66,7 +68,12 @@ class Reached(Struct, frozen=True):
             model=self.target.model,
             dialect=self.dialect.name,
             exact_length=self.dialect.exact_length,
+            remarks=[INSECURE] if self._is_insecure else [],
         )
+
+    @property
+    def _is_insecure(self) -> bool:
+        return self.target.insecure and self.target.url.startswith("https:")
 
 
 @asynccontextmanager
@@ -98,11 +105,30 @@ async def reach(
         where = endpoint(target)
         if wire and where.proxy is not None:
             await _try_tunnel(target, where)
-        probe = await stack.enter_async_context(Probe(target, where, salt, limits))
-        model = await probe.find_model()
-        dialect = await probe.find_dialect()
-        known = msgspec.structs.replace(target, model=model, provenance=_provenance(target, probe))
-        yield Reached(known, where, dialect, probe, None, process)
+        try:
+            found = await _asked(stack, target, salt, limits)
+        except NotThere as problem:
+            plain = without_version(target)
+            if plain is None:
+                raise
+            try:
+                found = await _asked(stack, plain, salt, limits)
+            except NotThere:
+                raise problem from None
+        target, where, dialect, probe = found
+        yield Reached(target, where, dialect, probe, None, process)
+
+
+async def _asked(
+    stack: AsyncExitStack, target: Target, salt: str, limits: Limits
+) -> tuple[Target, Endpoint, Dialect, Probe]:
+    """Ask ``target`` what must be known of it. Raises ``NotThere`` where nothing answers there."""
+    where = endpoint(target)
+    probe = await stack.enter_async_context(Probe(target, where, salt, limits))
+    model = await probe.find_model()
+    dialect = await probe.find_dialect()
+    known = msgspec.structs.replace(target, model=model, provenance=_provenance(target, probe))
+    return known, where, dialect, probe
 
 
 async def _try_tunnel(target: Target, where: Endpoint) -> None:
