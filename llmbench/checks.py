@@ -153,6 +153,12 @@ def _clients(sweep: "Sweep", place: Place) -> None:
             raise UserError(f"{place(key)}: only the wire client can do that")
     if sweep.insecure and sweep.ca_file:
         raise UserError(f"{place('insecure')}: nothing is verified then; leave --ca-file out")
+    for target in sweep.targets() if sweep.agreement else ():
+        if target.body.get("temperature"):
+            raise UserError(
+                f"{place('agreement')}: its replies are greedy, and {target.name} is asked for a "
+                "temperature; leave one of the two out"
+            )
     inside = [target.name for target in sweep.targets() if target.engine in IN_PROCESS]
     if not inside:
         return

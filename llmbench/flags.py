@@ -15,6 +15,19 @@ WRONG_USAGE = 2
 FORMATS = ("table", "markdown", "csv", "json")
 MOST_COLUMNS = 100
 
+OF_A_REQUEST = (
+    "headers",
+    "body",
+    "query",
+    "temperature",
+    "top_p",
+    "reasoning_effort",
+    "system_prompt",
+    "auth",
+    "insecure",
+)
+"""What the flags of a request set."""
+
 Run = Callable[[argparse.Namespace], int]
 Flag = Callable[..., None]
 
@@ -597,6 +610,7 @@ def _doctor_flags(parser: argparse.ArgumentParser) -> None:
         help="check this URL, host:port or engine, too",
     )
     parser.add_argument("--model", default="", metavar="M", help="the model to ask a target for")
+    _request_flags(_group(parser, "what a request says beside its prompt"))
     parser.add_argument(
         "--forget-calibrations",
         action="store_true",

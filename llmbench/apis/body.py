@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from llmbench.headers import filled, is_marked
+from llmbench.headers import filled
 
 Fields = Mapping[str, Any]
 
@@ -43,15 +43,6 @@ def _patched(document: Any, fields: Fields) -> dict[str, Any]:
         else:
             found[name] = _patched(found.get(name), value) if isinstance(value, dict) else value
     return found
-
-
-def varies(value: Any) -> bool:
-    """Whether a text somewhere in ``value`` is another one for each request or session."""
-    if isinstance(value, dict):
-        return any(map(varies, value.values()))
-    if isinstance(value, list):
-        return any(map(varies, value))
-    return isinstance(value, str) and is_marked(value)
 
 
 def filled_in(value: Any, session: str, nonce: str) -> Any:

@@ -28,7 +28,7 @@ class AiohttpClient:
 
     def __init__(self, endpoint: Endpoint, path: str, limits: Limits, clock: Clock) -> None:
         self._endpoint = endpoint
-        self._url = URL(endpoint.url_of(path), encoded=True)
+        self._url = address(endpoint, path)
         self._limits = limits
         self._clock = clock
         self._reusing = session(endpoint, limits.whole_s, on_reuse=_note_reuse)
@@ -85,6 +85,12 @@ class AiohttpClient:
     async def close(self) -> None:
         await self._reusing.close()
         await self._one_shot.close()
+
+
+def address(endpoint: Endpoint, path: str) -> URL:
+    """The URL of ``path`` below the base, as it is written: aiohttp would quote it anew."""
+    url = endpoint.url_of(path)
+    return URL(url, encoded=url.isascii())
 
 
 class _Reused:

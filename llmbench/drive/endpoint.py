@@ -4,7 +4,7 @@ that reads an API key."""
 import os
 import ssl
 from collections.abc import Callable, Mapping
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from msgspec import Struct
 
@@ -103,11 +103,13 @@ def shown_headers(target: Target) -> dict[str, str]:
 
 def shown_url(target: Target, path: str) -> str:
     """The URL that requests of ``target`` go to, as it may be shown."""
-    return f"{target.url}{path}{_query(target.query)}"
+    return f"{target.url}{path}{_query(target.query, '${}')}"
 
 
-def _query(parameters: Mapping[str, str]) -> str:
-    return f"?{urlencode(parameters, safe='${}:/,')}" if parameters else ""
+def _query(parameters: Mapping[str, str], also_safe: str = "") -> str:
+    if not parameters:
+        return ""
+    return f"?{urlencode(parameters, safe=f':/,{also_safe}', quote_via=quote)}"
 
 
 def endpoint(target: Target) -> Endpoint:

@@ -9,8 +9,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from llmbench.apis import APIS, Api, sse
-from llmbench.apis.body import filled_in, varies, with_fields
 from llmbench.apis.dialect import Dialect
+from llmbench.apis.request import encode, path_of
 from llmbench.drive.board import Board, Ticket
 from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
@@ -25,7 +25,7 @@ from llmbench.headers import is_marked
 from llmbench.measure.early import first_token_ns, heard, reply_text
 from llmbench.measure.timeline import decode
 from llmbench.parts import part_path
-from llmbench.plan.feed import Ask, Feed, Session, with_system
+from llmbench.plan.feed import Ask, Feed, Session
 from llmbench.plan.scale import Scale
 from llmbench.plan.schedule import schedule
 from llmbench.records import Call, CellFacts, Kind, Message, Target, Trace
@@ -85,22 +85,21 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
     ) -> Call:
         """Encode one request: ``ask`` after all that was ``said`` before in its session."""
         cell = self.facts.cell
-        body = self._api.encode(
-            self.target.model,
-            with_system([*said, *ask.messages], self.target.system_prompt),
-            ask.output_tokens,
-            self.dialect,
-            self.facts.load.content,
-        )
         marks = f"{self.salt}-{cell}-s{session}", f"{self.salt}-{cell}-{ticket.index}"
-        fields = filled_in(self.target.body, *marks) if self._varies else self.target.body
         return Call(
             cell=cell,
             index=ticket.index,
             stream=stream,
             phase=ticket.phase,
             request_id=f"llmbench-{self.salt}-{cell}-{ticket.index}",
-            body=with_fields(body, fields),
+            body=encode(
+                self.target,
+                [*said, *ask.messages],
+                ask.output_tokens,
+                self.dialect,
+                self.facts.load.content,
+                marks,
+            ),
             session=session,
             turn=turn,
             due_ns=due_ns,
@@ -148,7 +147,7 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
 
     def client(self, clock: Clock) -> Client:
         """The client of the cell, with a connection for each of a closed loop's streams."""
-        where, path = self._endpoint, self.path
+        where, path = self._endpoint, path_of(self.target)
         match self.facts.client:
             case "aiohttp":
                 from llmbench.drive.aiohttp_client import AiohttpClient
@@ -161,15 +160,6 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
             case _:
                 streams = () if self.facts.load.rate else self._streams
                 return WireClient(where, path, streams, self._limits, clock)
-
-    @property
-    def path(self) -> str:
-        """Where to post, below the base."""
-        return self.target.path or self._api.path
-
-    @cached_property
-    def _varies(self) -> bool:
-        return varies(self.target.body)
 
     @cached_property
     def _is_marked(self) -> bool:

@@ -6,6 +6,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from llmbench.apis.dialect import DIALECTS
+from llmbench.apis.request import path_of
 from llmbench.config import Sweep
 from llmbench.drive.board import Ticket
 from llmbench.drive.endpoint import shown_headers, shown_url
@@ -48,4 +49,4 @@ def previews(sweep: Sweep) -> Iterator[Preview]:
             continue
         call = job.make_call(Ticket(0, "measured"), 0, session.asks[0])
         headers = overlaid(shown_headers(target), {"X-Request-Id": call.request_id})
-        yield Preview(target.name, shown_url(target, job.path), headers, call.body)
+        yield Preview(target.name, shown_url(target, path_of(target)), headers, call.body)

@@ -10,19 +10,18 @@ from collections.abc import Awaitable, Callable
 import aiohttp
 import msgspec
 from msgspec import Struct
-from yarl import URL
+from msgspec.structs import replace
 
 from llmbench.apis import APIS, sse
-from llmbench.apis.body import filled_in, with_fields
 from llmbench.apis.chunks import error_message
 from llmbench.apis.dialect import DIALECTS, Dialect
-from llmbench.drive.aiohttp_client import failure, read_all, session
+from llmbench.apis.request import encode, path_of
+from llmbench.drive.aiohttp_client import address, failure, read_all, session
 from llmbench.drive.endpoint import BEARER, Endpoint
 from llmbench.drive.limits import KEPT_BYTES, Limits
 from llmbench.errors import Unmeasurable, UserError
 from llmbench.measure.timeline import decode
 from llmbench.plan import prompts
-from llmbench.plan.feed import with_system
 from llmbench.plan.prompts import PLAIN
 from llmbench.records import Content, Kind, Message, Reads, Target, Timeline, Trace
 
@@ -74,10 +73,8 @@ class Probe:
             return self.model
         url = f"{self._endpoint.url}/models"
         try:
-            async with self._session.get(
-                URL(self._endpoint.url_of("/models"), encoded=True),
-                headers=self._endpoint.filled(*self._marks),
-            ) as reply:
+            place, headers = address(self._endpoint, "/models"), self._headers
+            async with self._session.get(place, headers=headers) as reply:
                 found = await read_all(reply, MOST_LISTED_BYTES)
                 if found is None:
                     raise self._unmeasurable(f"{url} does not end; name the model with --model")
@@ -144,15 +141,13 @@ class Probe:
 
     async def _exchange(self, prompt: str, output_tokens: int) -> Trace:
         began_s = time.monotonic()
-        said = with_system([Message("user", prompt)], self._target.system_prompt)
-        ours = self._api.encode(self.model, said, output_tokens, self.dialect, PLAIN)
+        target, said = replace(self._target, model=self.model), [Message("user", prompt)]
         self._sent += 1
-        body = with_fields(ours, filled_in(self._target.body, *self._marks))
-        url, whole = self._url, URL(self._endpoint.url_of(self._path), encoded=True)
-        headers = self._endpoint.filled(*self._marks)
+        body = encode(target, said, output_tokens, self.dialect, PLAIN, self._marks)
+        url, post_to = self._url, address(self._endpoint, path_of(target))
         try:
             async with self._session.post(
-                whole, data=body, headers=headers, allow_redirects=False
+                post_to, data=body, headers=self._headers, allow_redirects=False
             ) as reply:
                 start = b"" if self.first_token_s else await self._first_token(reply, began_s)
                 rest = await read_all(reply, self._limits.reply_bytes - len(start))
@@ -190,17 +185,17 @@ class Probe:
 
     @property
     def _url(self) -> str:
-        return self._endpoint.url + self._path
-
-    @property
-    def _path(self) -> str:
-        return self._target.path or self._api.path
+        return self._endpoint.url + path_of(self._target)
 
     @property
     def _marks(self) -> tuple[str, str]:
-        """What a session and a request are called where the user has marks for that."""
+        """What the session and the request are called where the user has marks for that."""
         name = f"{self._salt}-probe-{self._sent}"
         return name, name
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return self._endpoint.filled(*self._marks)
 
     def _refusal(self, status: int, body: bytes, retry_after: str | None = None) -> str:
         said = error_message(body)
@@ -259,7 +254,7 @@ async def fit(name: str, wanted: int, count: Callable[[int], Awaitable[int | Non
     if abs(tokens - wanted) > max(LENGTH_TOLERANCE * wanted, 2):
         raise Unmeasurable(
             f"{name}: no prompt of {wanted} tokens can be made: the nearest that the server counts "
-            f"has {tokens} (its chat template included)"
+            f"has {tokens} (its chat template and any system prompt included)"
         )
     return Fit(words, tokens)
 

@@ -1,6 +1,6 @@
 """Target → something that answers: start its engine if it has one, and find out how to ask it."""
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -68,12 +68,16 @@ class Reached(Struct, frozen=True):
             model=self.target.model,
             dialect=self.dialect.name,
             exact_length=self.dialect.exact_length,
-            remarks=[INSECURE] if self._is_insecure else [],
+            remarks=list(_remarks(self.target, plan.load.content)),
         )
 
-    @property
-    def _is_insecure(self) -> bool:
-        return self.target.insecure and self.target.url.startswith("https:")
+
+def _remarks(target: Target, content: Content) -> Iterator[str]:
+    """What a reader should know of the way in which a target is asked."""
+    if target.insecure and target.url.startswith("https:"):
+        yield INSECURE
+    if target.system_prompt and content.cache == "cold":
+        yield "each prompt begins with the system prompt, which the server may have in its cache"
 
 
 @asynccontextmanager

@@ -39,14 +39,6 @@ class Session(Struct, frozen=True):
     at_s: float | None = None
 
 
-def with_system(messages: Sequence[Message], system_prompt: str) -> list[Message]:
-    """``messages`` after the ``system_prompt``, where there is one, in the place of their own."""
-    if not system_prompt:
-        return list(messages)
-    said = messages[1:] if messages[0].role in ("system", "developer") else messages
-    return [Message("system", system_prompt), *said]
-
-
 class Feed:
     """The sessions of one cell. ``session`` is asked for rising numbers.
 

@@ -212,6 +212,12 @@ def _untimed(cell: Cell) -> Iterable[str]:
     return [note for note in cell.notes if note.startswith(_MUST)]
 
 
+def insecure(cells: Sequence[Cell]) -> list[str]:
+    """That certificates were not verified, for reports that have other notes."""
+    about = [cell for cell in cells if INSECURE in cell.notes]
+    return [f"{places(about, cells)}: {INSECURE}"] if about else []
+
+
 def _remarks(cell: Cell) -> Iterable[str]:
     """What else its reader should know."""
     return [note for note in cell.notes if not note.startswith(_MUST)]
