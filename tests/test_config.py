@@ -199,7 +199,7 @@ auth = "x-api-key"
 headers = { "X-Tier" = "gold", "X-Token" = "${NOT_SET_YET}" }
 query = { api-version = "1" }
 body = { seed = 7, a = { b = [1] } }
-temperature = 0.5
+temperature = 0
 top_p = 1
 reasoning_effort = "low"
 system_prompt = "Be brief."
@@ -264,7 +264,7 @@ def test_every_key_of_a_file(toml: Any) -> None:
         headers={"X-Tier": "gold", "X-Token": "${NOT_SET_YET}"},
         query={"api-version": "1"},
         body={"seed": 7, "a": {"b": [1]}},
-        temperature=0.5,
+        temperature=0.0,
         top_p=1.0,
         reasoning_effort="low",
         system_prompt="Be brief.",

@@ -164,7 +164,7 @@ def test_azure_without_a_model(threaded: Threaded, sweep: Callable[..., Done], c
     server = threaded(azure)
     place = "/openai/deployments/my%2Dd/chat/completions?api-version=2024-10-21"
     flags = ("--client", client, "--header", "api-key: ${AZURE_KEY}")
-    done = sweep(server.url + place, *flags, env={"AZURE_KEY": SECRET})
+    done = sweep(server.url + place, *flags, env={"AZURE_KEY": SECRET, "OPENAI_API_KEY": "another"})
     assert good_cell(done)["model"] == "my-d"
     assert {asked.path for asked in server.asked} == {place}
 

@@ -17,6 +17,7 @@ from llmbench.records import Target
 USER_AGENT = f"llmbench/{__version__}"
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 BEARER = "bearer"
+KEY_HEADERS = frozenset(("api-key", "x-api-key", "x-goog-api-key"))
 LEAST_KEY = 8  # what is shorter is a stand-in, such as "EMPTY", and may be a word of the reply
 
 
@@ -97,7 +98,8 @@ def _headers(auth: str, key: str, own: Mapping[str, str]) -> dict[str, str]:
 
 def shown_headers(target: Target) -> dict[str, str]:
     """The headers of ``target`` as they may be shown: no secret, and nothing of the environment."""
-    key = f"${{{target.key_env}}}" if os.environ.get(target.key_env) else ""
+    is_set = os.environ.get(target.key_env) and not _has_own_key(target)
+    key = f"${{{target.key_env}}}" if is_set else ""
     return _headers(target.auth or BEARER, key, all_hidden(target.headers))
 
 
@@ -126,13 +128,23 @@ def endpoint(target: Target) -> Endpoint:
         port=parts.port or DEFAULT_PORTS["https" if secure else "http"],
         path=parts.path,
         tls=_tls_context(target) if secure else None,
-        key=key_of(target),
+        key=_sent_key(target),
         proxy=proxy_of(target.url),
         auth=target.auth or BEARER,
         own=own,
         query=_query(query),
         secrets=_secrets(target, own),
     )
+
+
+def _sent_key(target: Target) -> str:
+    return "" if _has_own_key(target) else key_of(target)
+
+
+def _has_own_key(target: Target) -> bool:
+    """Whether a header of the user's is the key: OpenAI's is then for nobody else to see."""
+    named = {name.lower() for name in target.headers}
+    return target.key_env == DEFAULT_KEY_ENV and bool(named & KEY_HEADERS)
 
 
 def _variables(target: Target) -> Callable[[str], str]:
