@@ -37,6 +37,7 @@ from llmbench.measure.turn_budget import (
     grouped,
     spoken,
 )
+from llmbench.measure.verdict import INSECURE
 from llmbench.plan.lengths import shown
 from llmbench.records import Cell, CellFacts
 from llmbench.report import svg
@@ -364,6 +365,8 @@ def report_of(directory: RunDirectory, asked: Budget) -> BudgetReport:
         notes=[],
     )
     report.notes = notes(report)
+    if any(INSECURE in facts.remarks for facts in directory.run.cells):
+        report.notes.append(INSECURE)
     return report
 
 

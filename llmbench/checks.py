@@ -12,7 +12,7 @@ from llmbench.plan.lengths import read_length, read_lengths, read_seconds, shown
 from llmbench.plan.prompts import DEFAULT_TEXT, texts
 from llmbench.plan.until import read_until
 from llmbench.records import TEXT_FORMATS, Sample
-from llmbench.targets import IN_PROCESS
+from llmbench.targets import IN_PROCESS, SAID
 
 if TYPE_CHECKING:
     from llmbench.config import Sweep
@@ -176,15 +176,26 @@ def _clients(sweep: "Sweep", place: Place) -> None:
     for key in ("first_token_timeout", "barge_in"):
         if getattr(sweep, key) and sweep.client != ["wire"]:
             raise UserError(f"{place(key)}: only the wire client can do that")
+    if sweep.insecure and sweep.ca_file:
+        raise UserError(f"{place('insecure')}: nothing is verified then; leave --ca-file out")
     targets = sweep.targets()
     for target in targets:
         if "openai" in sweep.client and not APIS[target.api].sdk:
             raise UserError(
                 f"{place('client')}: openai's SDK does not speak {target.api}; take wire or aiohttp"
             )
+    for target in targets if sweep.agreement else ():
+        if target.body.get("temperature"):
+            raise UserError(
+                f"{place('agreement')}: its replies are greedy, and {target.name} is asked for a "
+                "temperature; leave one of the two out"
+            )
     inside = [target.name for target in targets if target.engine in IN_PROCESS]
     if not inside:
         return
+    for key in SAID:
+        if getattr(sweep, key) not in ({}, "", None):
+            raise UserError(f"{place(key)}: {inside[0]} is called in process; serve it over HTTP")
     for key, given in (("cache", "warm" in sweep.cache), ("shared_prefix", sweep.shared_prefix)):
         if given:
             raise UserError(

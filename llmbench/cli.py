@@ -83,6 +83,7 @@ def sweep(args: argparse.Namespace) -> int:
         from llmbench.report.plan import render_plan
 
         sys.stdout.write(render_plan(settings, _survey(settings)))
+        _show_requests(settings)
         return GOOD
     run = _measure(settings)
     if run.interrupted:
@@ -90,6 +91,15 @@ def sweep(args: argparse.Namespace) -> int:
     if not settings.target:
         _say_what_is_here(settings.format)
     return _exit_code(run.cells)
+
+
+def _show_requests(settings: "Sweep") -> None:
+    """Print the first request of each target."""
+    from llmbench.drive.preview import previews
+    from llmbench.report.plan import render_request
+
+    for each in previews(settings):
+        sys.stdout.write(render_request(each.target, each.url, each.headers, each.body))
 
 
 def _say_what_is_here(style: str) -> None:
@@ -194,6 +204,7 @@ def capacity(args: argparse.Namespace) -> int:
         from llmbench.report.plan import render_search
 
         sys.stdout.write(render_search(settings))
+        _show_requests(settings)
         return GOOD
     run = _measure(settings, CapacityRun)
     return INTERRUPTED if run.interrupted else _exit_code(run.cells)

@@ -143,7 +143,12 @@ def run(args: argparse.Namespace) -> int:
     if not any(pair.results for pair in pairs):
         raise Unmeasurable(f"nothing to compare: {_why_nothing(pairs, unmatched)}")
     comparison = Comparison(
-        baseline=names[0], runs=names, margin=margin, pairs=pairs, unmatched=unmatched
+        baseline=names[0],
+        runs=names,
+        margin=margin,
+        pairs=pairs,
+        unmatched=unmatched,
+        insecure=[each.name for each in (base, *others) if _is_insecure(each)],
     )
     sys.stdout.write(RENDERERS[args.format](comparison))
     outcomes = [outcome for pair in pairs for outcome in pair.rules]
@@ -193,6 +198,13 @@ class Group(NamedTuple):
 
     name: str
     runs: "list[list[Stored]]"
+
+
+def _is_insecure(group: Group) -> bool:
+    """Whether certificates were not verified in any of its runs."""
+    from llmbench.measure.verdict import INSECURE
+
+    return any(INSECURE in each.facts.remarks for run in group.runs for each in run)
 
 
 def _groups(runs: Sequence[str], baseline: str | None) -> list[Group]:

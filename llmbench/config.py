@@ -13,8 +13,10 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from llmbench.apis import NAMES
+from llmbench.apis.body import layered
 from llmbench.checks import BARGE_IN_AFTER, check_load, dataset_format
 from llmbench.errors import UserError, suggestion
+from llmbench.headers import all_hidden, overlaid
 from llmbench.measure.slo import limits_ms, read_slo
 from llmbench.plan.arrivals import Rate, read_arrivals, read_rate
 from llmbench.plan.lengths import Length, read_length, read_lengths, read_seconds
@@ -22,7 +24,16 @@ from llmbench.plan.prompts import DEFAULT_TEXT
 from llmbench.plan.segments import MOST as MOST_SEGMENTS
 from llmbench.plan.until import LOOKS
 from llmbench.records import Content, Load, Target
-from llmbench.targets import IN_PROCESS, ApiName, Defaults, TargetTable, read_targets
+from llmbench.said import read_said
+from llmbench.targets import (
+    IN_PROCESS,
+    ApiName,
+    Defaults,
+    TargetTable,
+    Temperature,
+    TopP,
+    read_targets,
+)
 
 MOST_STREAMS = 1_000_000
 Count = Annotated[int, Meta(ge=1, le=MOST_STREAMS)]
@@ -97,6 +108,15 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     )
     api_key_env: str = "OPENAI_API_KEY"
     ca_file: str = ""
+    auth: str = ""
+    insecure: bool = False
+    headers: dict[str, str] = {}
+    query: dict[str, str] = {}
+    body: dict[str, Any] = {}
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    reasoning_effort: str = ""
+    system_prompt: str = ""
     concurrency: Annotated[list[Count], SOME] = field(default_factory=lambda: [1, 8, 32])
     batch_size: Annotated[list[Count], SOME] | None = None
     prompt_tokens: Annotated[list[Count | str], SOME] | None = None
@@ -144,8 +164,16 @@ class Sweep(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def targets(self) -> list[Target]:
         """The targets in the order given, each with a name of its own."""
-        defaults = Defaults(self.model, self.api, self.api_key_env, self.ca_file)
-        return read_targets(self.target, defaults)
+        named = {key: getattr(self, key) for key in Defaults.__struct_fields__}
+        return read_targets(self.target, Defaults(**named))
+
+    def recorded(self) -> "Sweep":
+        """The sweep as it may be stored: of headers, the names and the variables."""
+        tables = [
+            each if isinstance(each, str) else replace(each, headers=all_hidden(each.headers))
+            for each in self.target
+        ]
+        return replace(self, target=tables, headers=all_hidden(self.headers))
 
     def lengths(self) -> list[tuple[Length, Length]]:
         """The lengths of prompts and replies: short ones for the embedded engine."""
@@ -300,7 +328,9 @@ def _sweep_of(settings: dict[str, Any], flags: dict[str, Any], config: Path | No
             raise UserError(f"{config}: {one} and {other}: give one of the two")
         if one in flags or other in flags:
             settings = {key: settings[key] for key in settings if key not in (one, other)}
-    settings |= flags
+    settings = _laid_over(
+        read_said(settings, lambda key: f"{config}: {key}"), read_said(flags, _flag)
+    )
     if isinstance(slo := settings.get("slo"), str):
         settings["slo"] = read_slo(slo, _place("slo", flags, config))
     try:
@@ -318,6 +348,16 @@ def _sweep_of(settings: dict[str, Any], flags: dict[str, Any], config: Path | No
 
     check_load(sweep, place)
     return replace(sweep, dataset_format=dataset_format(sweep, place))
+
+
+def _laid_over(settings: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """``settings`` under ``flags``: a flag wins over its key; tables are laid over each other."""
+    found = settings | flags
+    for key in ("headers", "query", "body"):
+        mine, its = settings.get(key), flags.get(key)
+        if isinstance(mine, dict) and isinstance(its, dict):
+            found[key] = overlaid(mine, its) if key == "headers" else layered(mine, its)
+    return found
 
 
 def load_search(flags: dict[str, Any], config: Path | None = None, *, by_slo: bool = True) -> Sweep:
@@ -405,12 +445,13 @@ def _read_toml(path: Path | None) -> dict[str, Any]:
     return {
         key: [value] if key in LISTED and not isinstance(value, list) else value
         for key, value in (
-            (key, _expanded(value, f"{path}: {key}")) for key, value in settings.items()
+            (key, value if key in _KEPT else _expanded(value, f"{path}: {key}"))
+            for key, value in settings.items()
         )
     }
 
 
-_KEPT = ("api_key", "command", "env")
+_KEPT = ("api_key", "command", "env", "headers", "query")
 """What may hold a secret is expanded when it is used, and stored as it was written."""
 
 
@@ -480,4 +521,4 @@ def _place(key: str, flags: dict[str, Any], config: Path | None) -> str:
 
 
 def _flag(key: str) -> str:
-    return f"--{key.replace('_', '-')}"
+    return "--header" if key == "headers" else f"--{key.replace('_', '-')}"

@@ -30,6 +30,7 @@ from llmbench.drive.limits import Limits
 from llmbench.drive.proxy import way_to
 from llmbench.drive.reach import Reached, reach
 from llmbench.errors import UserError
+from llmbench.flags import OF_A_REQUEST
 from llmbench.records import Load, Target
 
 GOOD, CANNOT_MEASURE, UNREACHABLE = 0, 4, 3
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     """Examine the machine, then the targets; say it all, and by the exit code what is bad."""
     from llmbench.report.doctor import render
 
-    given = {key: vars(args)[key] for key in ("target", "model") if vars(args)[key]}
+    keys = ("target", "model", *OF_A_REQUEST)
+    given = {key: vars(args)[key] for key in keys if vars(args).get(key)}
     settings = load_sweep(given | {"concurrency": [1]}, None) if args.target else None
     host.raise_file_limit()
     found = [each for examine in EXAMINATIONS for each in examine()]

@@ -16,6 +16,19 @@ WRONG_USAGE = 2
 FORMATS = ("table", "markdown", "csv", "json")
 MOST_COLUMNS = 100
 
+OF_A_REQUEST = (
+    "headers",
+    "body",
+    "query",
+    "temperature",
+    "top_p",
+    "reasoning_effort",
+    "system_prompt",
+    "auth",
+    "insecure",
+)
+"""What the flags of a request set."""
+
 Run = Callable[[argparse.Namespace], int]
 Flag = Callable[..., None]
 
@@ -199,6 +212,7 @@ def _capacity_flags(parser: argparse.ArgumentParser) -> None:
 def _measuring_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of a sweep; the first of each group are those that most people need."""
     _target_flags(_group(parser, "what to measure"))
+    _request_flags(_group(parser, "what a request says beside its prompt"))
     _load_flags(_group(parser, "load"))
     _content_flags(_group(parser, "what it says"))
     _stop_flags(_group(parser, "when to stop"))
@@ -217,7 +231,11 @@ def _target_flags(flag: Flag) -> None:
         action="append",
         metavar="T",
     )
-    flag("--model", "model to ask for (default: the only one that the server lists)", metavar="M")
+    flag(
+        "--model",
+        "model to ask for (default: the only one that the server lists); a row for each of several",
+        metavar="M,…",
+    )
     flag(
         "--config",
         "a TOML file that has these flags as keys; a flag wins over its key",
@@ -238,6 +256,39 @@ def _target_flags(flag: Flag) -> None:
         "several are measured one after the other",
         type=words,
         metavar="C,…",
+    )
+
+
+def _request_flags(flag: Flag) -> None:
+    flag(
+        "--header",
+        "a header to send, as 'X-Tier: gold'; ${NAME} in it is an environment variable, {session} "
+        "and {nonce} differ by conversation and by request. Repeat it for several "
+        "(docs/requests.md)",
+        action="append",
+        dest="headers",
+        metavar="'N: V'",
+    )
+    flag(
+        "--body",
+        "JSON to lay over the body, or @FILE; null removes a field of ours",
+        action="append",
+        metavar="JSON",
+    )
+    flag("--query", "a parameter for the URL's query", action="append", metavar="N=V")
+    flag("--temperature", "temperature to ask for (default: 0)", type=number, metavar="X")
+    flag("--top-p", "top_p to ask for", type=number, metavar="X")
+    flag("--reasoning-effort", "how long to think: low, medium, high, …", metavar="E")
+    flag("--system-prompt", "text that comes before each conversation, or @FILE", metavar="TEXT")
+    flag(
+        "--auth",
+        "how the key is sent: bearer (default), api-key, x-api-key, or the name of another header",
+        metavar="A",
+    )
+    flag(
+        "--insecure",
+        "accept any TLS certificate; each report says that it was so",
+        action="store_true",
     )
 
 
@@ -560,6 +611,7 @@ def _doctor_flags(parser: argparse.ArgumentParser) -> None:
         help="check this URL, host:port or engine, too",
     )
     parser.add_argument("--model", default="", metavar="M", help="the model to ask a target for")
+    _request_flags(_group(parser, "what a request says beside its prompt"))
     parser.add_argument(
         "--forget-calibrations",
         action="store_true",

@@ -73,7 +73,11 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``spec`` is what the user wrote. ``url`` is the API's base, such as ``http://host:8000/v1``;
     that of a server which llmbench starts is filled in when it runs, and an engine that is called
     in process has none. ``key_env`` names the variable that holds the API key: the key itself is
-    never stored. ``python`` is the interpreter to run the engine with. ``command``, ``health`` and
+    never stored; ``auth`` is ``bearer`` or the header that carries it, empty for the API's own way.
+    ``path`` is where to post below ``url``, where the user's URL says so. ``headers``, ``query``,
+    ``body`` (fields laid over ours) and a ``system_prompt`` are what the user adds to requests;
+    headers and query may name environment variables. An ``insecure`` one may have any certificate.
+    ``python`` is the interpreter to run the engine with. ``command``, ``health`` and
     ``env`` are those of a server with a command line of its own. ``provenance`` is filled in when
     the target runs.
     """
@@ -86,6 +90,13 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
     api: str = "chat"
     key_env: str = "OPENAI_API_KEY"
     ca_file: str = ""
+    path: str = ""
+    auth: str = ""
+    insecure: bool = False
+    headers: dict[str, str] = {}
+    query: dict[str, str] = {}
+    body: dict[str, Any] = {}
+    system_prompt: str = ""
     quantization: str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -288,7 +299,8 @@ class CellFacts(Struct, frozen=True, kw_only=True):
     its reader should know, such as rows of a dataset that were passed over. ``memory_bytes`` is
     what the engine's processes held when it ended; ``server_times`` are by stage and
     ``server_cached`` of its prefix cache, from the server's metrics before and after. ``energy`` is
-    what this machine's GPUs took from before the cell to after it.
+    what this machine's GPUs took from before the cell to after it. ``body`` and ``system_prompt``
+    are the target's: they are a part of the work.
     """
 
     cell: int
@@ -299,6 +311,8 @@ class CellFacts(Struct, frozen=True, kw_only=True):
     repeat: int = 0
     engine: str = ""
     model: str = ""
+    body: dict[str, Any] = {}
+    system_prompt: str = ""
     server: str = ""
     dialect: str = ""
     exact_length: bool = False
@@ -318,9 +332,10 @@ class CellFacts(Struct, frozen=True, kw_only=True):
 class Call(Struct, frozen=True):
     """One request, encoded before its clock starts. ``body`` is the JSON document to post.
 
-    ``due_ns`` is when it is to be sent, in an open loop (see ``Trace``), and ``cut_after_s`` how
-    long after its first token the reply is to be cut off, where it is. ``exact_tokens`` is how many
-    tokens the reply has where the server keeps to exact lengths, else 0.
+    ``headers`` are those that differ from request to request. ``due_ns`` is when it is to be sent,
+    in an open loop (see ``Trace``), and ``cut_after_s`` how long after its first token the reply is
+    to be cut off, where it is. ``exact_tokens`` is how many tokens the reply has where the server
+    keeps to exact lengths, else 0.
     """
 
     cell: int
@@ -335,6 +350,7 @@ class Call(Struct, frozen=True):
     cut_after_s: float | None = None
     segment: int = 0
     exact_tokens: int = 0
+    headers: dict[str, str] = {}
 
 
 class Connect(Struct, frozen=True, omit_defaults=True):

@@ -26,6 +26,7 @@ from msgspec import UNSET, Struct, UnsetType
 from llmbench import __version__
 from llmbench.config import Sweep
 from llmbench.errors import UserError
+from llmbench.headers import all_hidden
 from llmbench.measure.capacity import answers
 from llmbench.parts import check_reads, count_in_part, part_paths, read_part
 from llmbench.records import Capacity, Cell, CellFacts, Target, Trace
@@ -164,7 +165,7 @@ class RunDirectory:
         return self.path / "requests.jsonl"
 
     def save_run(self) -> None:
-        _write_atomically(self.path / "run.json", _pretty(self.run))
+        _write_atomically(self.path / "run.json", _pretty(_recorded(self.run)))
 
     def finish(self, *, interrupted: bool) -> None:
         """Note in ``run.json`` that the run is over, and how."""
@@ -347,6 +348,14 @@ def _list_to_array(kind: type, value: Any) -> Any:
 
 _ENCODER = msgspec.json.Encoder(enc_hook=_array_to_list)
 _DECODER = msgspec.json.Decoder(Line, dec_hook=_list_to_array)
+
+
+def _recorded(run: Run) -> Run:
+    """``run`` without the values of headers: they may be secrets."""
+    targets = [
+        msgspec.structs.replace(each, headers=all_hidden(each.headers)) for each in run.targets
+    ]
+    return msgspec.structs.replace(run, sweep=run.sweep.recorded(), targets=targets)
 
 
 def _pretty(value: Any) -> bytes:

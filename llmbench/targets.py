@@ -3,15 +3,17 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-from urllib.parse import parse_qsl, urlsplit
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from llmbench.apis import APIS, NAMES
-from llmbench.errors import UserError, suggestion
+from llmbench.apis.body import layered
+from llmbench.errors import UserError, meant, suggestion
+from llmbench.headers import check_parameter, is_header_name, is_secret, overlaid
 from llmbench.records import Price, Target
 
 IN_PROCESS = ("llamacpp", "onnx", "transformers", "vllm")
@@ -29,6 +31,8 @@ else:
     ApiName = Literal[NAMES]
 
 Positive = Annotated[int, Meta(ge=1, le=10_000_000)]
+Temperature = Annotated[float, Meta(ge=0, le=1000)]
+TopP = Annotated[float, Meta(ge=0, le=1)]
 
 
 class TargetTable(
@@ -39,7 +43,8 @@ class TargetTable(
 
     ``target`` is a URL, ``host:port`` or ``engine:model``. With a ``command``, llmbench starts that
     and waits until ``health`` (a path or a URL) answers; ``{port}`` in it stands for a free port.
-    ``api_key`` is ``"${NAME}"``: the variable that holds the key.
+    ``api_key`` is ``"${NAME}"``: the variable that holds the key. ``headers``, ``query`` and
+    ``body`` are laid over those of all targets.
     """
 
     target: str = ""
@@ -49,6 +54,15 @@ class TargetTable(
     key_env: str = ""
     api_key: str = ""
     ca_file: str = ""
+    auth: str = ""
+    insecure: bool | None = None
+    headers: dict[str, str] = {}
+    query: dict[str, str] = {}
+    body: dict[str, Any] = {}
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    reasoning_effort: str = ""
+    system_prompt: str = ""
     quantization: str | None = None
     dtype: str | None = None
     device: str | None = None
@@ -68,9 +82,23 @@ class Defaults(Struct, frozen=True):
     api: str
     api_key_env: str
     ca_file: str
+    auth: str = ""
+    insecure: bool = False
+    headers: dict[str, str] = {}
+    query: dict[str, str] = {}
+    body: dict[str, Any] = {}
+    temperature: float | None = None
+    top_p: float | None = None
+    reasoning_effort: str = ""
+    system_prompt: str = ""
 
 
-_URL = ("name", "model", "api", "key_env", "api_key", "ca_file", "quantization")
+_PLAIN = ("temperature", "top_p", "reasoning_effort")
+SAID = ("headers", "query", "body", "system_prompt", *_PLAIN)
+"""What a target that is asked over HTTP has to say in its requests."""
+
+_PLACE = ("key_env", "api_key", "ca_file", "auth", "insecure")
+_URL = ("name", "model", "api", *_PLACE, "quantization", *SAID)
 _COMMAND = (*_URL, "command", "health", "env")
 _FILE = ("name", "api", "threads", "max_model_len", "python")
 _ENGINE = (*_FILE, "dtype", "quantization", "device")
@@ -79,14 +107,15 @@ _KEYS = {
     "llamacpp-server": _FILE,
     "onnx": (*_FILE, "device"),
 }
-_IN_ONE_WORD = tuple(key for key in dict.fromkeys(_URL + _ENGINE) if key != "api_key")
+_TABLES = ("api_key", "headers", "query", "body", "system_prompt")
+_IN_ONE_WORD = tuple(key for key in dict.fromkeys(_URL + _ENGINE) if key not in _TABLES)
 
 
 def read_targets(given: Sequence[str | TargetTable], defaults: Defaults) -> list[Target]:
     """The targets in the order given, each with a name of its own. Raises ``UserError``."""
     if not _VARIABLE.fullmatch(defaults.api_key_env):  # it is stored, whatever the targets are
         raise UserError(f"--api-key-env: {_NAME_OF_A_VARIABLE}")
-    targets = [_read(each, defaults) for each in given or [EMBEDDED]]
+    targets = [target for each in given or [EMBEDDED] for target in _read(each, defaults)]
     names = [target.name for target in targets]
     for name in names:
         if names.count(name) > 1:
@@ -97,15 +126,18 @@ def read_targets(given: Sequence[str | TargetTable], defaults: Defaults) -> list
     return targets
 
 
-def _read(given: str | TargetTable, defaults: Defaults) -> Target:
+def _read(given: str | TargetTable, defaults: Defaults) -> list[Target]:
+    """What was ``given``: one target, or one for each of several models of a server."""
     if isinstance(given, str):
         where = f"--target {shown(given.partition('?')[0])}"
         table = _one_word(given)
     else:
         where = f"target {shown(given.target) or given.name}".rstrip()
-        table = given
-        if "?" in table.target:
+        place, _, query = given.target.partition("?")
+        options, sent = _sorted_options(place, query, where)
+        if options:
             raise UserError(f"{where}: in a table, options are keys of their own, not after a '?'")
+        table = replace(given, target=place, query=sent | given.query)
     if _is_host_and_port(table.target):
         # A key goes to the port of TLS in no other way.
         secure = table.target.partition("/")[0].endswith(":443")
@@ -115,8 +147,9 @@ def _read(given: str | TargetTable, defaults: Defaults) -> Target:
         _check_keys(table, _COMMAND if table.command else _URL, where)
         return _server(table, kind, defaults, where)
     if kind in ENGINES:
-        _check_keys(table, _KEYS.get(kind, _ENGINE), where)
-        return _engine(table, kind, defaults, where)
+        said = SAID if kind in MANAGED else ()
+        _check_keys(table, (*_KEYS.get(kind, _ENGINE), *said), where)
+        return [_engine(table, kind, defaults, where)]
     host = table.target if _HOST_ALONE.fullmatch(table.target) else "host"
     raise UserError(
         f"{where}: neither a URL nor an engine; write http://{host}:8000, or ENGINE:MODEL, where "
@@ -153,20 +186,60 @@ def _is_host_and_port(place: str) -> bool:
 def _one_word(spec: str) -> TargetTable:
     """``spec`` taken apart. The values of its options are never echoed."""
     place, _, query = spec.partition("?")
-    options = dict(parse_qsl(query, keep_blank_values=True))
-    if not all(value.isprintable() for value in options.values()):
-        raise UserError(f"--target {shown(spec)}: an option has a character that cannot be shown")
-    for key in options:
-        if key not in _IN_ONE_WORD:
-            raise UserError(
-                f"--target {shown(place)}: unknown option '{key}'{suggestion(key, _IN_ONE_WORD)}"
-            )
+    where = f"--target {shown(place)}"
+    options, sent = _sorted_options(place, query, where)
     if options.get("api", NAMES[0]) not in NAMES:
-        raise UserError(f"--target {shown(place)}: api is {' or '.join(NAMES)}")
+        raise UserError(f"{where}: api is {' or '.join(NAMES)}")
     for key in ("threads", "max_model_len"):
         if not re.fullmatch("0*[1-9][0-9]{0,6}", options.get(key, "1")):
-            raise UserError(f"--target {shown(place)}: {key} is a whole number from 1")
-    return msgspec.convert({"target": place} | options, TargetTable, strict=False)
+            raise UserError(f"{where}: {key} is a whole number from 1")
+    for key in ("temperature", "top_p"):
+        if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", options.get(key, "1")):
+            raise UserError(f"{where}: {key} is a number, such as 0.7")
+    if options.get("insecure", "true") not in ("true", "false"):
+        raise UserError(f"{where}: insecure is true or false")
+    given = {"target": place, "query": sent} | options
+    return msgspec.convert(given, TargetTable, strict=False)
+
+
+def _sorted_options(place: str, query: str, where: str) -> tuple[dict[str, str], dict[str, str]]:
+    """What stands after the '?' of ``place``: options of the target, and parameters that are sent.
+
+    ``query.NAME`` is always sent, as ``NAME``. Any other name that is no option is sent too, but
+    not one that is spelled much like an option, or that sounds like a secret.
+    """
+    options: dict[str, str] = {}
+    sent: dict[str, str] = {}
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if not (key.isprintable() and value.isprintable()):
+            raise UserError(f"{where}: an option has a character that cannot be shown")
+        name = key.removeprefix("query.")
+        is_url = _kind(place) in SCHEMES or _is_host_and_port(place)
+        if key in _IN_ONE_WORD:
+            options[key] = value
+        elif not is_url or (name == key and not _is_parameter(key)):
+            raise UserError(f"{where}: unknown option '{key}'{_meant(key, is_url)}")
+        elif name in sent:
+            raise UserError(f"{where}: the query parameter '{name}' stands there twice")
+        else:
+            check_parameter(name, value, f"{where}: query")
+            sent[name] = value
+    return options, sent
+
+
+def _is_parameter(key: str) -> bool:
+    """Whether ``key`` can be nothing but the server's: a slip of the pen is no parameter."""
+    known = {*_IN_ONE_WORD, *TargetTable.__struct_fields__}
+    return key not in known and not is_secret(key) and not meant(key, _IN_ONE_WORD)
+
+
+def _meant(key: str, is_url: bool) -> str:
+    if not is_url or key in TargetTable.__struct_fields__:
+        return suggestion(key, _IN_ONE_WORD)
+    close = meant(key, _IN_ONE_WORD)
+    option = f"; did you mean '{close}'?" if close else ";"
+    value = "${NAME}, an environment variable" if is_secret(key) else "…"
+    return f"{option} write query.{key}={value} to send it to the server"
 
 
 def _check_keys(table: TargetTable, known: Sequence[str], where: str) -> None:
@@ -179,7 +252,7 @@ def _check_keys(table: TargetTable, known: Sequence[str], where: str) -> None:
 # ── servers ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _server(table: TargetTable, kind: str, defaults: Defaults, where: str) -> Target:
+def _server(table: TargetTable, kind: str, defaults: Defaults, where: str) -> list[Target]:
     place = table.target or "http://127.0.0.1:{port}"
     if table.command and not table.health:
         raise UserError(f"{where}: health is missing: the path that answers 200 when it is ready")
@@ -187,15 +260,23 @@ def _server(table: TargetTable, kind: str, defaults: Defaults, where: str) -> Ta
         raise UserError(f"{where}: give it a target URL, or {{port}} in its command or env")
     _check_url(place.replace("{port}", "1"), where)
     parts = urlsplit(place.replace("{port}", "0"))
+    if _AZURE.fullmatch(parts.hostname or "") and parts.path in ("", "/"):
+        place = f"{place.rstrip('/')}/openai/v1"
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     default_name = Path(table.command[0]).name if table.command else f"{host}"
-    return Target(
+    named_path, named_api = _endpoint(place)
+    if table.api and named_api and table.api != named_api:
+        raise UserError(f"{where}: the URL names the API {named_api}, and api says {table.api}")
+    api = named_api or table.api or defaults.api
+    target = Target(
         spec=place,
         name=table.name or (f"{default_name}:{parts.port}" if parts.port else default_name),
         engine=kind if table.command else "",
         url=base_url(place),
-        model=table.model or defaults.model,
-        api=table.api or defaults.api,
+        path=named_path,
+        api=api,
+        auth=_auth(table, defaults, parts.hostname or "", where),
+        insecure=defaults.insecure if table.insecure is None else table.insecure,
         key_env=_key_env(table, defaults, where),
         ca_file=table.ca_file or defaults.ca_file,
         quantization=table.quantization,
@@ -203,7 +284,57 @@ def _server(table: TargetTable, kind: str, defaults: Defaults, where: str) -> Ta
         health=table.health,
         env=table.env,
         price=table.price,
+        **_said(table, defaults, api),
     )
+    models = [each.strip() for each in (table.model or defaults.model).split(",") if each.strip()]
+    if len(models) < 2:
+        return [replace(target, model=models[0] if models else _deployment(parts.path))]
+    return [replace(target, model=model, name=f"{target.name} {model}") for model in models]
+
+
+def _said(table: TargetTable, defaults: Defaults, api: str) -> dict[str, Any]:
+    """What the user adds to the requests of a target: what its table says is laid over the rest."""
+    body: dict[str, Any] = {}
+    for each in (defaults, table):
+        body = layered(layered(body, _plain_fields(each, api)), each.body)
+    return {
+        "headers": overlaid(defaults.headers, table.headers),
+        "query": defaults.query | table.query,
+        "body": body,
+        "system_prompt": table.system_prompt or defaults.system_prompt,
+    }
+
+
+def _plain_fields(said: TargetTable | Defaults, api: str) -> dict[str, Any]:
+    """The fields that have flags of their own, in the words of the API."""
+    fields = {key: value for key in _PLAIN if (value := getattr(said, key)) not in (None, "")}
+    effort = fields.pop("reasoning_effort", "")
+    if not effort:
+        return fields
+    match api:
+        case "responses":
+            return fields | {"reasoning": {"effort": effort}}
+        case "messages":
+            return fields | {"output_config": {"effort": effort}}
+    return fields | {"reasoning_effort": effort}
+
+
+_AZURE = re.compile(r"(.+\.)?(openai|cognitiveservices|services\.ai)\.azure\.(com|us|cn)")
+_DEPLOYMENT = re.compile(r"/openai/deployments/([^/]+)(/|$)")
+
+
+def _auth(table: TargetTable, defaults: Defaults, host: str, where: str) -> str:
+    """How the key is sent; empty for the API's own way."""
+    auth = table.auth or defaults.auth or ("api-key" if _AZURE.fullmatch(host) else "")
+    if auth and not is_header_name(auth):
+        raise UserError(f"{where}: auth is bearer, or the name of a header such as x-api-key")
+    return auth.lower() if auth.lower() == "bearer" else auth
+
+
+def _deployment(path: str) -> str:
+    """The deployment that a path of Azure's names: the server asks for no other model."""
+    found = _DEPLOYMENT.search(path)
+    return unquote(found[1]) if found else ""
 
 
 def _uses_port(table: TargetTable) -> bool:
@@ -253,16 +384,41 @@ def _key_env(table: TargetTable, defaults: Defaults, where: str) -> str:
 _VERSION_SEGMENT = re.compile(r"/v\d+[a-z]*\d*(/|$)")
 
 
+def _endpoint(url: str) -> tuple[str, str]:
+    """The path and the API that ``url`` names at its end; both empty where it names none."""
+    path = _path(url)
+    ends = {api.path: name for name, api in APIS.items()}
+    for end in sorted(ends, key=len, reverse=True):  # one may be the end of another
+        if path.rstrip("/").endswith(end):
+            return path[len(path.rstrip("/")) - len(end) :], ends[end]
+    return "", ""
+
+
+def _path(url: str) -> str:
+    _, slash, path = url.partition("://")[2].partition("/")
+    return slash + path.partition("?")[0].partition("#")[0]
+
+
 def base_url(url: str) -> str:
-    """The API's base for what the user wrote: ``/v1`` is added unless the path names a version."""
+    """The API's base for what the user wrote. ``/v1`` is added unless the path names a version, or
+    its endpoint."""
     scheme, _, rest = url.partition("://")
-    place, slash, path = rest.partition("/")
-    path = (slash + path.partition("?")[0].partition("#")[0]).rstrip("/")
-    for end in (*(api.path for api in APIS.values()), "/models"):
-        path = path.removesuffix(end)
+    place, path = rest.partition("/")[0], _path(url)
+    if end := _endpoint(url)[0]:
+        return f"{scheme.lower()}://{place}{path.removesuffix(end)}"
+    path = path.rstrip("/").removesuffix("/models")
     if not _VERSION_SEGMENT.search(path):
         path += "/v1"
     return f"{scheme.lower()}://{place}{path}"
+
+
+def without_version(target: Target) -> Target | None:
+    """``target`` at the base that its user wrote, where ``/v1`` was added to that."""
+    written = _path(target.spec).rstrip("/").removesuffix("/models")
+    is_url = "://" in target.spec and not target.path
+    if not is_url or _VERSION_SEGMENT.search(written) or not target.url.endswith("/v1"):
+        return None
+    return replace(target, url=target.url.removesuffix("/v1"))
 
 
 # ── engines ──────────────────────────────────────────────────────────────────────────────────────
@@ -282,6 +438,7 @@ def _engine(table: TargetTable, kind: str, defaults: Defaults, where: str) -> Ta
         engine=kind,
         model=model,
         api=api,
+        **(_said(table, defaults, api) if kind in MANAGED else {}),
         quantization=table.quantization,
         dtype=table.dtype,
         device=table.device,

@@ -47,6 +47,15 @@ def test_every_default() -> None:
         "client": ["wire"],
         "api_key_env": "OPENAI_API_KEY",
         "ca_file": "",
+        "auth": "",
+        "insecure": False,
+        "headers": {},
+        "query": {},
+        "body": {},
+        "temperature": None,
+        "top_p": None,
+        "reasoning_effort": "",
+        "system_prompt": "",
         "concurrency": [1, 8, 32],
         "batch_size": None,
         "prompt_tokens": None,
@@ -186,6 +195,14 @@ api = "completions"
 client = ["wire", "openai"]
 api_key_env = "KEY"
 ca_file = "ca.pem"
+auth = "x-api-key"
+headers = { "X-Tier" = "gold", "X-Token" = "${NOT_SET_YET}" }
+query = { api-version = "1" }
+body = { seed = 7, a = { b = [1] } }
+temperature = 0
+top_p = 1
+reasoning_effort = "low"
+system_prompt = "Be brief."
 concurrency = [1, 4]
 prompt_tokens = [64, 512]
 output_tokens = 9
@@ -217,6 +234,7 @@ format = "csv"
 """
 
 EVERY_OTHER_KEY = """
+insecure = true
 request_rate = ["trace", "ramp(2,8)"]
 arrivals = "gamma(0.5)"
 speed = 2
@@ -242,6 +260,14 @@ def test_every_key_of_a_file(toml: Any) -> None:
         client=["wire", "openai"],
         api_key_env="KEY",
         ca_file="ca.pem",
+        auth="x-api-key",
+        headers={"X-Tier": "gold", "X-Token": "${NOT_SET_YET}"},
+        query={"api-version": "1"},
+        body={"seed": 7, "a": {"b": [1]}},
+        temperature=0.0,
+        top_p=1.0,
+        reasoning_effort="low",
+        system_prompt="Be brief.",
         concurrency=[1, 4],
         prompt_tokens=[64, 512],
         output_tokens=9,
@@ -279,6 +305,7 @@ def test_every_key_of_an_open_loop(toml: Any, tmp_path: Path) -> None:
     sweep = load_sweep({"target": ["http://a"]}, toml(EVERY_OTHER_KEY.replace("{path}", str(rows))))
     assert sweep == Sweep(
         target=["http://a"],
+        insecure=True,
         request_rate=["trace", "ramp(2,8)"],
         arrivals="gamma(0.5)",
         speed=2.0,

@@ -14,7 +14,15 @@ SECRET = "5ecret"
 
 Said = Callable[..., tuple[int, str, str]]
 
-GROUPS = ["what to measure", "load", "what it says", "when to stop", "trust", "output"]
+GROUPS = [
+    "what to measure",
+    "what a request says beside its prompt",
+    "load",
+    "what it says",
+    "when to stop",
+    "trust",
+    "output",
+]
 SET_OTHERWISE = {"search", "together", "least"}
 """What of a sweep is set by commands, not by its flags."""
 
@@ -77,7 +85,10 @@ def test_every_flag_is_in_a_group(said: Said, command: str, before: list[str]) -
     assert all(groups[group] for group in GROUPS)
     assert len(set(flags)) == len(flags)
     keys = {flag.removeprefix("--").replace("-", "_") for flag in flags}
-    settings = set(Sweep.__struct_fields__) - SET_OTHERWISE
+    settings = {
+        "header" if each == "headers" else each
+        for each in set(Sweep.__struct_fields__) - SET_OTHERWISE
+    }
     assert settings - {"calibrate"} == keys - {"no_calibrate", "config", "dry_run"}
 
 

@@ -609,7 +609,8 @@ def words(line: str) -> list[str]:
 
 def rows(done: Done) -> list[list[str]]:
     assert (done.code, done.err) == (0, "")
-    return [words(line) for line in done.out.replace("\n  ", " ").splitlines()]
+    plan = done.out.partition("\nfirst request of ")[0]
+    return [words(line) for line in plan.replace("\n  ", " ").splitlines()]
 
 
 def test_a_dry_run_of_an_open_loop(dry_run: Callable[..., Done]) -> None:
@@ -652,7 +653,7 @@ def test_a_dry_run_says_distributions_and_caches(dry_run: Callable[..., Done]) -
 )
 def test_a_dry_run_of_conversations(dry_run: Callable[..., Done], given: str, pause: str) -> None:
     done = dry_run("--concurrency", 1, "--turns", 3, "--think-time", given, "--output-tokens", 20)
-    said = done.out.splitlines()[-1]
+    said = done.out.partition("\nfirst request of ")[0].splitlines()[-1]
     assert said.startswith("conversations of 3 turns, thinking ")
     assert re.search(rf"thinking ({pause})", said)
     assert "ms s" not in said

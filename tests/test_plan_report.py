@@ -158,7 +158,11 @@ def test_a_dry_run_leaves_and_contacts_nothing(
     targets = ("--target", "http://never.invalid", "--target", "vllm:m", "--agreement")
     done = sweep("--dry-run", "--out", tmp_path / "run", *targets)
     flags: dict[str, Any] = {"target": [*targets[1:4:2]], "agreement": True}
-    assert done == Done(0, render_plan(load_sweep(flags)), "")
+    assert (done.code, done.err) == (0, "")
+    plan, _, request = done.out.partition("\nfirst request of never.invalid ")
+    assert plan == render_plan(load_sweep(flags))
+    assert "POST http://never.invalid/v1/chat/completions\n" in request
+    assert "first request of" not in request  # an engine in process is asked by a call
     assert "6 cells" in done.out
     assert list(tmp_path.iterdir()) == []
     assert sweep("--dry-run").out.startswith("target")  # the embedded engine is not fetched either

@@ -33,7 +33,7 @@ def target_of(spec: str, **flags: Any) -> Target:
         ("http://h:8000/v1/chat/completions/", "http://h:8000/v1", "h:8000"),
         ("http://h:8000/v1/completions", "http://h:8000/v1", "h:8000"),
         ("http://h:8000/v1/models", "http://h:8000/v1", "h:8000"),
-        ("http://h:8000/chat/completions", "http://h:8000/v1", "h:8000"),
+        ("http://h:8000/chat/completions", "http://h:8000", "h:8000"),
         ("https://h", "https://h/v1", "h"),
         ("https://api.groq.com/openai/v1", "https://api.groq.com/openai/v1", "api.groq.com"),
         ("https://h/api/openai/v1/", "https://h/api/openai/v1", "h"),

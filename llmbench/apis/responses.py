@@ -39,8 +39,7 @@ def encode(
     if not all(message.is_plain for message in messages):
         raise UserError("responses are sent texts alone, no images and no tools: ask --api chat")
     said = [
-        {"type": "message", "role": message.role, "content": message.text}
-        for message in messages
+        {"type": "message", "role": message.role, "content": message.text} for message in messages
     ]
     return msgspec.json.encode(
         {"model": model, "input": said} | options(dialect, output_tokens, content)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+from yarl import URL
 
 from llmbench.drive.client import Recording, beginning, sleep_until
 from llmbench.drive.clock import Clock
@@ -27,7 +28,7 @@ class AiohttpClient:
 
     def __init__(self, endpoint: Endpoint, path: str, limits: Limits, clock: Clock) -> None:
         self._endpoint = endpoint
-        self._url = endpoint.url + path
+        self._url = address(endpoint, path)
         self._limits = limits
         self._clock = clock
         self._reusing = session(endpoint, limits.whole_s, on_reuse=_note_reuse)
@@ -68,7 +69,7 @@ class AiohttpClient:
         return beginning(trace) if error == TOO_LARGE else trace
 
     async def _stream(self, call: Call, recording: Recording, reused: "_Reused") -> None:
-        headers = {"X-Request-Id": call.request_id}
+        headers = {"X-Request-Id": call.request_id} | call.headers
         recording.sent_ns = time.monotonic_ns()
         async with self._session.post(
             self._url, data=call.body, headers=headers, trace_request_ctx=reused
@@ -84,6 +85,12 @@ class AiohttpClient:
     async def close(self) -> None:
         await self._reusing.close()
         await self._one_shot.close()
+
+
+def address(endpoint: Endpoint, path: str) -> URL:
+    """The URL of ``path`` below the base, as it is written: aiohttp would quote it anew."""
+    url = endpoint.url_of(path)
+    return URL(url, encoded=url.isascii())
 
 
 class _Reused:

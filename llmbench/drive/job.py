@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from llmbench.apis import APIS, sse
 from llmbench.apis.api import Api
 from llmbench.apis.dialect import Dialect
+from llmbench.apis.request import encode, path_of
 from llmbench.drive.board import Board, Ticket
 from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
@@ -23,6 +24,7 @@ from llmbench.drive.open_loop import OpenLoop
 from llmbench.drive.running import Loop
 from llmbench.drive.spool import Spool
 from llmbench.drive.wire import WireClient
+from llmbench.headers import is_marked
 from llmbench.measure.early import first_token_ns, heard, reply_text
 from llmbench.measure.timeline import decode
 from llmbench.parts import part_path
@@ -86,12 +88,14 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
     ) -> Call:
         """Encode one request: ``ask`` after all that was ``said`` before in its session."""
         cell = self.facts.cell
-        body = self._api.encode(
-            self.target.model,
+        marks = f"{self.salt}-{cell}-s{session}", f"{self.salt}-{cell}-{ticket.index}"
+        body = encode(
+            self.target,
             [*said, *ask.messages],
             ask.output_tokens,
             self.dialect,
             self.facts.load.content,
+            marks,
         )
         return Call(
             cell=cell,
@@ -106,6 +110,7 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
             cut_after_s=ask.cut_after_s,
             segment=ticket.segment,
             exact_tokens=ask.output_tokens if self._is_exact else 0,
+            headers=self._endpoint.filled(*marks) if self._is_marked else {},
         )
 
     def reply(self, trace: Trace) -> Message | None:
@@ -147,7 +152,7 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
 
     def client(self, clock: Clock) -> Client:
         """The client of the cell, with a connection for each of a closed loop's streams."""
-        where, path = self._endpoint, self._api.path
+        where, path = self._endpoint, path_of(self.target)
         match self.facts.client:
             case "aiohttp":
                 from llmbench.drive.aiohttp_client import AiohttpClient
@@ -156,10 +161,14 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
             case "openai":
                 from llmbench.drive.openai_client import OpenAIClient
 
-                return OpenAIClient(where, self._api.sdk, self._limits, clock)
+                return OpenAIClient(where, path, self._api.sdk, self._limits, clock)
             case _:
                 streams = () if self.facts.load.rate else self._streams
                 return WireClient(where, path, streams, self._limits, clock)
+
+    @cached_property
+    def _is_marked(self) -> bool:
+        return any(map(is_marked, self.target.headers.values()))
 
     @cached_property
     def _endpoint(self) -> Endpoint:

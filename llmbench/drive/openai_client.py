@@ -40,8 +40,11 @@ MOST_KEPT_CHUNKS = 1024
 class OpenAIClient:
     """One ``AsyncOpenAI`` for the whole load, asked by its ``method``."""
 
-    def __init__(self, endpoint: Endpoint, method: str, limits: Limits, clock: Clock) -> None:
+    def __init__(
+        self, endpoint: Endpoint, path: str, method: str, limits: Limits, clock: Clock
+    ) -> None:
         self._endpoint = endpoint
+        self._url = endpoint.url_of(path)
         self._clock = clock
         self._limits = limits
         self._sdk = openai.AsyncOpenAI(
@@ -53,7 +56,7 @@ class OpenAIClient:
                 verify=endpoint.tls or True,
                 proxy=endpoint.proxy.url if endpoint.proxy else None,
                 trust_env=False,
-                event_hooks={"response": [self._limit]},
+                event_hooks={"request": [self._address], "response": [self._limit]},
             ),
         )
         self._create: Any = attrgetter(method)(self._sdk)
@@ -105,7 +108,9 @@ class OpenAIClient:
         known = {name: fields.pop(name) for name in _PARAMETERS & fields.keys()}
         recording.sent_ns = time.monotonic_ns()
         stream = await self._create(
-            **known, extra_body=fields, extra_headers={"X-Request-Id": call.request_id}
+            **known,
+            extra_body=fields,
+            extra_headers={"X-Request-Id": call.request_id} | call.headers,
         )
         recording.status = stream.response.status_code
         for name, value in stream.response.headers.items():
@@ -115,6 +120,15 @@ class OpenAIClient:
             chunks.append(chunk)
             if words := self._limits.exceeded(0, len(chunks)):
                 raise Failure(TOO_LARGE, words)
+
+    async def _address(self, request: Any) -> None:
+        """Send ``request`` where the target says, with the key and the headers that it says."""
+        request.url = type(request.url)(self._url)
+        its, ours = self._endpoint, {"user-agent", "accept", "accept-encoding", "content-type"}
+        request.headers.pop("Authorization", None)
+        for name, value in its.headers().items():
+            if name.lower() not in ours or name in its.own:
+                request.headers[name] = value
 
     async def _limit(self, response: Any) -> None:
         """Have ``response`` end in ``Failure`` where it is too large, whoever reads it: the SDK may

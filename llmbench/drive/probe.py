@@ -13,14 +13,17 @@ from email.utils import parsedate_to_datetime
 
 import aiohttp
 from msgspec import Struct
+from msgspec.structs import replace
+from yarl import URL
 
 from llmbench.apis import APIS, lenient, sse
 from llmbench.apis.chunks import MALFORMED
 from llmbench.apis.dialect import Dialect
 from llmbench.apis.ladder import Answer, climb
 from llmbench.apis.refusals import Refusal, is_error, read_refusal
-from llmbench.drive.aiohttp_client import failure, read_all, session
-from llmbench.drive.endpoint import Endpoint
+from llmbench.apis.request import encode, path_of
+from llmbench.drive.aiohttp_client import address, failure, read_all, session
+from llmbench.drive.endpoint import BEARER, Endpoint
 from llmbench.drive.limits import KEPT_BYTES, Limits
 from llmbench.drive.opening import Failure
 from llmbench.errors import Unmeasurable, UserError
@@ -80,7 +83,7 @@ class Probe:
         self._limits = limits
         self._endpoint = endpoint
         self._salt = salt
-        self._asked = 0
+        self._asked = self._sent = 0
         self._api = APIS[target.api]
         self._output_tokens = output_tokens
         self._counting_tokens = min(FEW_TOKENS, output_tokens)
@@ -103,7 +106,7 @@ class Probe:
         if self.model:
             return self.model
         url = self._endpoint.url + self._api.models_path
-        status, headers, body = await self._list(url)
+        status, headers, body = await self._list(address(self._endpoint, self._api.models_path))
         if status in (401, 403, *BUSY):
             raise self._bad_status(status, headers, body)
         listed = self._api.model_ids(body) if status == 200 else []
@@ -116,17 +119,18 @@ class Probe:
                 f"{self._target.name} serves {len(listed)} models, choose one with --model: {some}"
             )
         if status != 200:
-            raise self._unmeasurable(
+            raise self._unfound(
+                status,
                 f"{url} answered {status}: no OpenAI-compatible server, or one that lists no "
-                "models: then name one with --model"
+                "models: then name one with --model",
             )
         raise self._unmeasurable(f"{url} lists no model; name one with --model")
 
-    async def _list(self, url: str) -> tuple[int, Mapping[str, str], bytes]:
+    async def _list(self, url: URL) -> tuple[int, Mapping[str, str], bytes]:
         """The status, the headers and the body of the list of models."""
         for last in (False, True):
             try:
-                async with self._waiting(), self._session.get(url) as reply:
+                async with self._waiting(), self._session.get(url, headers=self._headers) as reply:
                     body = await read_all(reply, MOST_LISTED_BYTES)
             except (aiohttp.ClientError, OSError) as problem:
                 raise self._unreachable(problem) from None
@@ -229,8 +233,9 @@ class Probe:
     async def _exchange(self, prompt: str, output_tokens: int, *, whole: bool = True) -> Trace:
         """One request and its reply, or of that the start where ``whole`` is not wanted. A server
         that asks for time is asked again, once. Raises ``Unmeasurable``."""
-        said = [Message("user", prompt)]
-        body = self._api.encode(self.model, said, output_tokens, self.dialect, self._content)
+        target, said = replace(self._target, model=self.model), [Message("user", prompt)]
+        self._sent += 1
+        body = encode(target, said, output_tokens, self.dialect, self._content, self._marks)
         trace = await self._post(body, whole)
         if await self._paused(trace.status, trace.headers):
             trace = await self._post(body, whole)
@@ -246,7 +251,12 @@ class Probe:
         error = detail = ""
         began_s = time.monotonic()
         limit = asyncio.timeout(self._limits.first_token_s)
-        post = self._session.post(self._url, data=body, allow_redirects=False)
+        post = self._session.post(
+            address(self._endpoint, path_of(self._target)),
+            data=body,
+            headers=self._headers,
+            allow_redirects=False,
+        )
         try:
             async with self._waiting(), limit, post as reply:
                 async for piece in reply.content.iter_any():
@@ -332,28 +342,52 @@ class Probe:
 
     @property
     def _url(self) -> str:
-        return self._endpoint.url + self._api.path
+        return self._endpoint.url + path_of(self._target)
 
-    def _bad_status(self, status: int, headers: Mapping[str, str], body: bytes) -> "_BadReply":
+    @property
+    def _marks(self) -> tuple[str, str]:
+        """What the session and the request are called where the user has marks for that."""
+        name = f"{self._salt}-probe-{self._sent}"
+        return name, name
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return self._endpoint.filled(*self._marks)
+
+    def _bad_status(self, status: int, headers: Mapping[str, str], body: bytes) -> Unmeasurable:
         hint = ""
         if status in (401, 403):
             unset = "" if self._endpoint.key else ", which is not set"
-            hint = f" (the key comes from {self._target.key_env}{unset})"
+            hint = f" (the key comes from {self._target.key_env}{unset}; {self._way_of_key})"
         elif status == 404:
-            hint = f" (model '{self.model}', {self._endpoint.url}{self._api.path})"
+            hint = f" (model '{self.model}', {self._url})"
         elif status == 407 and self._endpoint.proxy is not None:
             hint = f" (the proxy's user and password come from {self._endpoint.proxy.variable})"
         elif status in BUSY:
             hint = f" (Retry-After: {headers.get('retry-after', 'not said')})"
             if (pause_s := retry_after_s(headers)) and pause_s > self._longest_pause_s:
                 hint = hint[:-1] + f"; a probe waits for {self._longest_pause_s:g} s at most)"
-        return self._bad_reply(f"the server answered {status}: {read_refusal(body).said}{hint}")
+        words = f"the server answered {status}: {read_refusal(body).said}{hint}"
+        if status in (404, 405):
+            return self._unfound(status, words)
+        return self._bad_reply(words)
 
     def _bad_reply(self, words: str) -> "_BadReply":
         return _BadReply(str(self._unmeasurable(words)))
 
     def _not_taken(self, words: str, refusal: Refusal) -> "_NotTaken":
         return _NotTaken(str(self._unmeasurable(words)), refusal)
+
+    @property
+    def _way_of_key(self) -> str:
+        auth = self._endpoint.auth
+        name = auth if auth not in ("", BEARER) else " and ".join(self._api.headers("key"))
+        return f"it is sent as {name}: --auth and --header say otherwise"
+
+    def _unfound(self, status: int, words: str) -> Unmeasurable:
+        """What is said of a refusal by ``status``: nothing may be at that place, but at another."""
+        problem = self._unmeasurable(words)
+        return NotThere(str(problem)) if status in (404, 405) else problem
 
     def _unmeasurable(self, words: str) -> Unmeasurable:
         told = self._endpoint.redacted(words.encode()).decode()  # a server may repeat the key
@@ -387,7 +421,7 @@ async def fit(name: str, wanted: int, count: Callable[[int], Awaitable[int | Non
     if abs(tokens - wanted) > max(LENGTH_TOLERANCE * wanted, 2):
         raise Unmeasurable(
             f"{name}: no prompt of {wanted} tokens can be made: the nearest that the server counts "
-            f"has {tokens} (its chat template included)"
+            f"has {tokens} (its chat template and any system prompt included)"
         )
     return Fit(words, tokens)
 
@@ -403,6 +437,10 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         due = due.replace(tzinfo=due.tzinfo or UTC)
         return max(0.0, (due - datetime.now(UTC)).total_seconds())
     return None
+
+
+class NotThere(Unmeasurable):
+    """Nothing answers at that path of the server."""
 
 
 class _BadReply(Unmeasurable):

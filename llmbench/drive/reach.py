@@ -1,6 +1,6 @@
 """Target → something that answers: start its engine if it has one, and find out how to ask it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -14,12 +14,14 @@ from llmbench.apis.dialect import Dialect
 from llmbench.drive.endpoint import Endpoint, endpoint
 from llmbench.drive.limits import Limits
 from llmbench.drive.opening import Failure, open_socket
-from llmbench.drive.probe import Fit, Probe, fit, unreachable
+from llmbench.drive.probe import Fit, NotThere, Probe, fit, unreachable
 from llmbench.drive.proxy import is_loopback
 from llmbench.errors import Unmeasurable
+from llmbench.measure.verdict import INSECURE
 from llmbench.plan import prompts
 from llmbench.plan.prompts import PLAIN
 from llmbench.records import CellFacts, Content, Load, Provenance, Target
+from llmbench.targets import without_version
 
 if TYPE_CHECKING:
     from llmbench.engines.hosted import HostedEngine
@@ -67,7 +69,16 @@ class Reached(Struct, frozen=True):
             model=self.target.model,
             dialect=self.dialect.name,
             exact_length=self.dialect.exact_length,
+            remarks=list(_remarks(self.target, plan.load.content)),
         )
+
+
+def _remarks(target: Target, content: Content) -> Iterator[str]:
+    """What a reader should know of the way in which a target is asked."""
+    if target.insecure and target.url.startswith("https:"):
+        yield INSECURE
+    if target.system_prompt and content.cache == "cold":
+        yield "each prompt begins with the system prompt, which the server may have in its cache"
 
 
 @asynccontextmanager
@@ -102,20 +113,44 @@ async def reach(
         where = endpoint(target)
         if wire and where.proxy is not None:
             await _try_tunnel(target, where)
-        probe = Probe(
-            target,
-            where,
-            salt,
-            limits,
-            output_tokens=min(load.output_tokens for load in loads),
-            natural_stops=all(load.content.natural_stops for load in loads),
-            say=say,
-        )
-        await stack.enter_async_context(probe)
-        model = await probe.find_model()
-        dialect = await probe.find_dialect()
-        known = msgspec.structs.replace(target, model=model, provenance=_provenance(target, probe))
-        yield Reached(known, where, dialect, probe, None, process)
+        try:
+            found = await _asked(stack, target, loads, salt, limits, say)
+        except NotThere as problem:
+            plain = without_version(target)
+            if plain is None:
+                raise
+            try:
+                found = await _asked(stack, plain, loads, salt, limits, say)
+            except NotThere:
+                raise problem from None
+        target, where, dialect, probe = found
+        yield Reached(target, where, dialect, probe, None, process)
+
+
+async def _asked(
+    stack: AsyncExitStack,
+    target: Target,
+    loads: Sequence[Load],
+    salt: str,
+    limits: Limits,
+    say: Callable[[str], None],
+) -> tuple[Target, Endpoint, Dialect, Probe]:
+    """Ask ``target`` what must be known of it. Raises ``NotThere`` where nothing answers there."""
+    where = endpoint(target)
+    probe = Probe(
+        target,
+        where,
+        salt,
+        limits,
+        output_tokens=min(load.output_tokens for load in loads),
+        natural_stops=all(load.content.natural_stops for load in loads),
+        say=say,
+    )
+    await stack.enter_async_context(probe)
+    model = await probe.find_model()
+    dialect = await probe.find_dialect()
+    known = msgspec.structs.replace(target, model=model, provenance=_provenance(target, probe))
+    return known, where, dialect, probe
 
 
 async def _try_tunnel(target: Target, where: Endpoint) -> None:

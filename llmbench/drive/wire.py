@@ -7,7 +7,7 @@ cell.
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -25,6 +25,7 @@ from llmbench.drive.endpoint import Endpoint
 from llmbench.drive.limits import HEAD_BYTES, KEPT_BYTES, Limits
 from llmbench.drive.opening import READ_BYTES, Failure, Tls, open_socket
 from llmbench.drive.poller import Poller
+from llmbench.headers import overlaid
 from llmbench.records import TOO_LARGE, Call, Connect, Trace
 
 OPENING_AT_ONCE = 32
@@ -91,6 +92,10 @@ class WireClient:
         self._poller.close()
 
 
+def _lines(headers: Mapping[str, str]) -> str:
+    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+
+
 class _Connection:
     """One connection, which carries one exchange at a time and is opened again where need be."""
 
@@ -102,9 +107,12 @@ class _Connection:
         self._clock = clock
         self._poller = poller
         self._loop = asyncio.get_running_loop()
-        lines = [f"{name}: {value}" for name, value in endpoint.headers().items()]
+        headers = overlaid({"Host": endpoint.authority}, endpoint.headers())
         self._head = "\r\n".join(
-            (f"POST {endpoint.path}{path} HTTP/1.1", f"Host: {endpoint.authority}", *lines)
+            (
+                f"POST {endpoint.path}{path}{endpoint.query} HTTP/1.1",
+                *(f"{name}: {value}" for name, value in headers.items()),
+            )
         )
         self._sock: socket.socket | None = None
         self._tls: Tls | None = None
@@ -166,7 +174,7 @@ class _Connection:
             await self.connect()
         request = (
             f"{self._head}\r\nX-Request-Id: {call.request_id}\r\n"
-            f"Content-Length: {len(call.body)}\r\n\r\n"
+            f"{_lines(call.headers)}Content-Length: {len(call.body)}\r\n\r\n"
         ).encode() + call.body
         if self._tls is not None:
             request = self._tls.encrypt(request)

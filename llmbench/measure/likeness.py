@@ -1,9 +1,11 @@
 """Which cells of two runs belong together, and what makes two of them other work."""
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from llmbench.measure.requests import Requests
@@ -15,6 +17,9 @@ PROMPTS_DIFFER = 0.02
 
 REPLIES_DIFFER = 0.05
 """And median reply lengths."""
+
+BRIEF = 60
+"""Characters of what the user says in a request, where it is named."""
 
 
 class Stored(NamedTuple):
@@ -99,7 +104,9 @@ def _size(stored: Stored) -> object:
 
 def _exactly(stored: Stored) -> object:
     facts, cell = stored.facts, stored.cell
-    return _size(stored), facts.load.arrivals, facts.client, cell.api, cell.cache_asked, cell.text
+    said = _sorted(facts.body), facts.system_prompt
+    how = facts.load.arrivals, facts.client, cell.api, cell.cache_asked, cell.text
+    return _size(stored), how, said
 
 
 def differences(base: Stored, other: Stored) -> list[str]:
@@ -152,7 +159,20 @@ def _conditions(stored: Stored) -> list[tuple[str, object]]:
         ("reply lengths", content.output_lengths),
         ("shared prefix", content.shared_prefix),
         ("natural stops", content.natural_stops),
+        ("request fields", _brief(_sorted(stored.facts.body))),
+        ("system prompt", _brief(stored.facts.system_prompt)),
     ]
+
+
+def _sorted(body: dict[str, Any]) -> str:
+    return msgspec.json.encode(body, order="deterministic").decode() if body else ""
+
+
+def _brief(text: str) -> str:
+    """``text`` in a few words, that are others for another text."""
+    if len(text) <= BRIEF:
+        return text
+    return f"{text[:BRIEF]}… ({len(text)} characters, CRC {zlib.crc32(text.encode()):08x})"
 
 
 def _arrivals(load: Load) -> str:

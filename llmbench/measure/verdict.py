@@ -24,6 +24,7 @@ more, is not the load that was asked for: by the p99 of the lag, or where that i
 by its p95."""
 
 OVERLOADED, BUSY = "client saturated", "machine busy"
+INSECURE = "no TLS certificate was verified (--insecure)"
 
 SATURATED = 0.5
 """A client that used less of a core than this was not the one that had too much to do."""

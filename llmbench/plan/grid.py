@@ -19,7 +19,14 @@ def grid(sweep: Sweep) -> list[CellFacts]:
     """
     targets = sweep.targets()
     plans = [
-        CellFacts(cell=0, target=number, client=client, load=load)
+        CellFacts(
+            cell=0,
+            target=number,
+            client=client,
+            load=load,
+            body=target.body,
+            system_prompt=target.system_prompt,
+        )
         for number, target in enumerate(targets)
         for load in sweep.loads()
         for client in (["engine"] if target.engine in IN_PROCESS else sweep.client)

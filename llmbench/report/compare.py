@@ -14,6 +14,7 @@ from llmbench.measure.claims import percent
 from llmbench.measure.compare import METRICS, ONE_HAS, Estimate, Result
 from llmbench.measure.failures import Failures
 from llmbench.measure.gate import Outcome
+from llmbench.measure.verdict import INSECURE
 from llmbench.records import Load
 from llmbench.report.columns import digits, plus_minus
 from llmbench.report.table import WIDTH, grid, wrapped
@@ -42,7 +43,8 @@ class Pair(Struct, kw_only=True):
 class Comparison(Struct, kw_only=True):
     """What ``--format json`` prints. ``unmatched`` are the cells that have no partner.
 
-    ``runs`` are the baseline and the others as they were named, several of one side together.
+    ``runs`` are the baseline and the others as they were named, several of one side together; of
+    the ``insecure`` ones no certificate was verified.
     """
 
     schema: str = SCHEMA
@@ -52,6 +54,7 @@ class Comparison(Struct, kw_only=True):
     margin: float
     pairs: list[Pair]
     unmatched: list[str]
+    insecure: list[str] = []
 
 
 def load_words(load: Load) -> str:
@@ -270,6 +273,7 @@ def _notes(comparison: Comparison) -> list[str]:
         *_failed(comparison),
         *_differing(comparison),
         *_left_out(comparison),
+        *(f"{each}: {INSECURE}" for each in comparison.insecure),
         *(f"not compared: {each}" for each in comparison.unmatched),
         *_methods(comparison),
     ]

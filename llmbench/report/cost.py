@@ -7,7 +7,7 @@ import msgspec
 from llmbench.measure.cost import BreakEven, Costed, break_evens
 from llmbench.records import Cell
 from llmbench.report.columns import NOT_MEASURED, Column, digits, figure, load_columns
-from llmbench.report.notes import places
+from llmbench.report.notes import insecure, places
 from llmbench.report.table import as_markdown, as_text
 from llmbench.report.tabular import as_csv
 
@@ -133,6 +133,7 @@ def _money(value: float) -> str:
 def _notes(rows: Sequence[Costed]) -> list[str]:
     return [
         *_of_cells(rows),
+        *insecure([row.cell for row in rows]),
         *_limits(rows),
         *_prices(rows),
         *(_even(even) for even in break_evens(rows)),

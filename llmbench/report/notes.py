@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import NamedTuple
 
 from llmbench.measure.blocks import ALIKE
-from llmbench.measure.verdict import BUSY, OVERLOADED
+from llmbench.measure.verdict import BUSY, INSECURE, OVERLOADED
 from llmbench.records import Block, Cell
 from llmbench.report.columns import (
     ABOVE,
@@ -203,14 +203,24 @@ def _goodput(cell: Cell) -> Iterable[str]:
     yield f"goodput: {told}"
 
 
+_MUST = (OVERLOADED, BUSY, INSECURE)
+"""How remarks begin that are never left out."""
+
+
 def _untimed(cell: Cell) -> Iterable[str]:
-    """Why single figures are not shown."""
-    return [note for note in cell.notes if note.startswith((OVERLOADED, BUSY))]
+    """Why single figures are not shown, and what makes all of them less safe."""
+    return [note for note in cell.notes if note.startswith(_MUST)]
+
+
+def insecure(cells: Sequence[Cell]) -> list[str]:
+    """That certificates were not verified, for reports that have other notes."""
+    about = [cell for cell in cells if INSECURE in cell.notes]
+    return [f"{places(about, cells)}: {INSECURE}"] if about else []
 
 
 def _remarks(cell: Cell) -> Iterable[str]:
     """What else its reader should know."""
-    return [note for note in cell.notes if not note.startswith((OVERLOADED, BUSY))]
+    return [note for note in cell.notes if not note.startswith(_MUST)]
 
 
 def _whole(cell: Cell) -> Iterable[str]:

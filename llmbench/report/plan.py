@@ -1,7 +1,10 @@
 """What a sweep would do, before it does it."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
+import msgspec
 import tabulate
 
 from llmbench.config import Sweep
@@ -19,6 +22,10 @@ GUESSED_TOKEN_S = 0.025
 GUESSED_FIRST_TOKEN_S = 0.5
 START_S, EMBEDDED_START_S = 30.0, 5.0
 """Nobody knows a target's speed before it has run: the estimate states these guesses."""
+
+
+SHOWN_TEXT = 60
+"""Characters of a long text in the body of a request that is shown."""
 
 
 def render_plan(sweep: Sweep, found: Survey | None = None) -> str:
@@ -53,6 +60,24 @@ def render_plan(sweep: Sweep, found: Survey | None = None) -> str:
     )
     below = (*_summary(sweep, cells, found), *_content(cells), *_surveyed(found))
     return "\n".join((table, *map(wrapped, below))) + "\n"
+
+
+def render_request(name: str, url: str, headers: Mapping[str, str], body: bytes) -> str:
+    """The request that a target of that ``name`` is sent first; of long texts the beginning."""
+    lines = [f"{key}: {value}" for key, value in headers.items()]
+    text = msgspec.json.encode(_shortened(msgspec.json.decode(body))).decode()
+    about = f"first request of {name} (a run leaves out fields that its server refuses):"
+    return "\n".join(("", about, f"POST {url}", *lines, "", text, ""))
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _shortened(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    if isinstance(value, str) and len(value) > SHOWN_TEXT + 20:
+        return f"{value[:SHOWN_TEXT]}… ({len(value):,} characters)"
+    return value
 
 
 def render_search(sweep: Sweep) -> str:

@@ -6,7 +6,7 @@ from functools import partial
 from llmbench.measure.requests import STAGES
 from llmbench.records import Cell
 from llmbench.report.columns import NOT_MEASURED, Column, figure, load_columns
-from llmbench.report.notes import places
+from llmbench.report.notes import insecure, places
 from llmbench.report.table import as_markdown, as_text
 
 PARTS = (*STAGES, "other")
@@ -81,7 +81,7 @@ def _source(cell: Cell) -> str:
 
 
 def _notes(cells: Sequence[Cell], left_out: Sequence[str]) -> list[str]:
-    return [*_of_cells(cells), *_own_e2e(cells), *_legend(cells, left_out)]
+    return [*_of_cells(cells), *insecure(cells), *_own_e2e(cells), *_legend(cells, left_out)]
 
 
 def _of_cells(cells: Sequence[Cell]) -> list[str]:
