@@ -60,7 +60,7 @@ async def connected(
         case "aiohttp":
             client = AiohttpClient(where, path, limits, clock)
         case "openai":
-            client = OpenAIClient(where, APIS[api].sdk, limits, clock)
+            client = OpenAIClient(where, APIS[api].path, APIS[api].sdk, limits, clock)
         case _:
             client = WireClient(where, path, [0], limits, clock)
     try:
