@@ -812,7 +812,7 @@ def test_a_pass_that_is_given_up_closes_the_file(tmp_path: Path) -> None:
 
 # ---- any bytes
 
-JSON = ("openai", "sharegpt", "mooncake")
+JSON = ("openai", "sharegpt", "mooncake", "json")
 TABLE_HEADERS = {
     "csv": b"prompt,system,output_tokens,at\n",
     "tsv": b"prompt\tsystem\toutput_tokens\tat\n",
@@ -821,7 +821,7 @@ TABLE_HEADERS = {
 }
 words = st.sampled_from(["user", "assistant", "human", "gpt", "text"]) | st.text(max_size=8)
 COUNTS = ("input_length", "output_length", "max_tokens", "output_tokens")
-LISTS = ("messages", "conversations", "hash_ids")
+LISTS = ("messages", "conversations", "hash_ids", "prompt", "tools", "tool_calls", "block_size")
 keys = st.sampled_from(
     ["role", "content", "from", "value", "type", "text", "body", "timestamp", *COUNTS, *LISTS]
 )
