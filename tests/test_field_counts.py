@@ -133,7 +133,7 @@ DETAILS = CompletionDetails(30)
     ],
 )
 def test_usage(stated: list[Usage], total: Usage) -> None:
-    assert usage_of(stated, 5, 20) == total
+    assert usage_of(stated) == total
 
 
 def test_cached_tokens_by_any_name() -> None:
@@ -153,7 +153,9 @@ def test_cached_tokens_by_any_name() -> None:
         ([4, 8, 12], 3, 50, True),
         ([8, 8, 8, 8], 4, 40, True),  # a server that had the whole reply before it sent any
         ([*range(1, 50), 48], 49, 200, True),  # a correction
+        ([0, 0, 0, 0], 4, 20, True),  # none were stated
         ([1, 1, 1, 1], 4, 20, False),
+        ([0, 1, 1, 1], 4, 20, False),
         ([4, 4, 4, 4], 4, 64, False),  # 16 characters a token are none
         ([3, 1, 2, 4], 4, 40, False),
     ],
@@ -170,7 +172,7 @@ def test_counts_of_all_tokens_and_of_single_events(
 )
 def test_counts_of_single_events_add_up(said: list[int], tokens: int) -> None:
     stated = [Usage(7, each) for each in said]
-    assert usage_of(stated, 8, 40).completion_tokens == tokens
+    assert usage_of(stated, cumulative=False).completion_tokens == tokens
 
 
 def test_running_counts_of_single_events() -> None:

@@ -54,10 +54,6 @@ class _Chunk(Struct, gc=False):
     usage: Usage | None = None
     error: Any = None
     object: Any = None
-    type: Any = None
-    code: Any = None
-    message: Any = None
-    detail: Any = None
     timings: Any = None
     x_groq: _Groq | None = None
 
@@ -76,14 +72,19 @@ WORDLESS = "the server sent an error without words"
 SIGNS_OF_LIFE = frozenset(("ping", "keepalive", "keep-alive", "heartbeat"))
 """Names of events that need not be JSON."""
 
-_ODD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What the structs cannot hold."""
-
 _NOTHING = Event(0)
 
 
 class _StreamError(Exception):
     """A chunk says that something went wrong."""
+
+
+class _BareError(Exception):
+    """A chunk has neither choices nor usage: it may be an error that does not call itself one."""
+
+
+_ODD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, _BareError)
+"""What the structs cannot hold, or do not tell."""
 
 
 def decode(data: bytes, name: str = "") -> Event:
@@ -129,12 +130,16 @@ def _is_own_error(event: Event) -> bool:
 
 
 def _event(chunk: _Chunk) -> Event:
-    """What ``chunk`` carries. Raises ``_StreamError`` for an error."""
+    """What ``chunk`` carries. Raises ``_StreamError`` for an error, and ``_BareError``."""
     if chunk.error or chunk.object == "error":
         raise _StreamError
     kind, thought, answer, finish, ending, tokens = 0, "", "", "", "", None
-    usage, timings = chunk.usage, chunk.timings
-    for choice in chunk.choices or ():
+    choices, usage, timings = chunk.choices, chunk.usage, chunk.timings
+    if choices is None:
+        if usage is None:
+            raise _BareError
+        choices = []
+    for choice in choices:
         delta = choice.delta
         if delta is None:
             if choice.text:
@@ -168,8 +173,6 @@ def _event(chunk: _Chunk) -> Event:
             raise _StreamError
         if usage is None:
             usage = choice.usage
-    if not chunk.choices and _is_bare_error(chunk):
-        raise _StreamError
     if chunk.x_groq is not None:
         if chunk.x_groq.error:
             raise _StreamError
@@ -178,16 +181,10 @@ def _event(chunk: _Chunk) -> Event:
         kind |= _USAGE
     if timings is not None and not isinstance(timings, dict):
         timings = None
+    if not thought:
+        return Event(kind, answer, tokens, usage, finish, "", timings, 0, ending)
     split = len(thought) if answer else 0
     return Event(kind, thought + answer, tokens, usage, finish, "", timings, split, ending)
-
-
-def _is_bare_error(chunk: _Chunk) -> bool:
-    """Whether a chunk without choices is an error that does not call itself one."""
-    if chunk.usage is not None:
-        return False
-    wrong = isinstance(chunk.type, str) and "error" in chunk.type.lower()
-    return bool(chunk.detail or wrong or (chunk.message and chunk.code))
 
 
 def _decode_leniently(data: bytes, name: str) -> Event:
@@ -208,7 +205,9 @@ def _decode_leniently(data: bytes, name: str) -> Event:
 
 
 def _chunk(document: Any) -> _Chunk:
-    """``document`` in the usual types. Raises ``ValueError``."""
+    """``document`` in the usual types. Raises ``ValueError``, and ``_StreamError``."""
+    if lenient.states_error(document):
+        raise _StreamError
     return msgspec.convert(lenient.chunk(document), _Chunk)
 
 

@@ -20,7 +20,7 @@ MOST_TOKENS = 1_000_000_000
 _TEXTS = ("text", "thinking", "reasoning", "summary", "refusal", "content", "value", "parts")
 """Where the text of an object is, the likelier first."""
 
-_AS_IS = ("error", "object", "type", "code", "message", "detail", "timings")
+_AS_IS = ("error", "object", "timings")
 _COUNTS = (
     *("prompt_tokens", "completion_tokens", "total_tokens"),
     *("prompt_cache_hit_tokens", "cache_read_input_tokens"),
@@ -187,10 +187,13 @@ def states_error(document: Any) -> bool:
         return bool(document) and states_error(document[0])
     if not isinstance(document, dict):
         return False
+    if document.get("error") or error_within(document) is not None:
+        return True
+    if document.get("choices") or document.get("usage"):
+        return document.get("object") == "error"
     kind = str(document.get("type", "")) + str(document.get("object", ""))
-    said = document.get("error") or document.get("detail") or error_within(document) is not None
     coded = document.get("message") and document.get("code")
-    return bool(said or coded or "error" in kind.lower())
+    return bool(document.get("detail") or coded or "error" in kind.lower())
 
 
 def clean(text: str) -> str:

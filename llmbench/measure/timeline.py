@@ -81,8 +81,9 @@ def decode(
             ending = event.ending or ending
         if event.timings:
             timings = event.timings
-    usage = usage_of(stated, len(content), chars)
-    if running and running[-1] and not ids and not is_cumulative(running, len(content), chars):
+    cumulative = bool(ids) or is_cumulative(running, len(content), chars)
+    usage = usage_of(stated, cumulative=cumulative)
+    if not cumulative:
         running = running_sum(told)
     if trace.cut_ns is None:
         error = error or _last_words(trace, seen, events)

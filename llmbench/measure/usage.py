@@ -33,9 +33,10 @@ FEWEST_CHARS = 0.25
 _FIELDS = tuple(field.name for field in fields(Usage))
 
 
-def usage_of(stated: Sequence[Usage], events: int, chars: int) -> Usage:
-    """What a reply of so many content ``events`` and characters ``stated``, of each count the last
-    word, with reasoning inside the completion's tokens and what was cached inside the prompt's."""
+def usage_of(stated: Sequence[Usage], *, cumulative: bool = True) -> Usage:
+    """What a reply ``stated``, of each count the last word, with reasoning inside the completion's
+    tokens and what was cached inside the prompt's. Where the completion's counts are not
+    ``cumulative``, their sum, unless the last of them is that."""
     if not stated:
         return Usage()
     usage = stated[-1]
@@ -49,21 +50,25 @@ def usage_of(stated: Sequence[Usage], events: int, chars: int) -> Usage:
             }
             if known:
                 usage = replace(usage, **known)
-        if not is_cumulative(counts := _counts(stated), events, chars):
-            total = sum(counts[:-1])
-            last_is_total = counts[-1] >= total and counts[-1] > counts[-2]
-            total = counts[-1] if last_is_total else total + counts[-1]
-            usage = replace(usage, completion_tokens=total, total_tokens=None)
+        if not cumulative:
+            usage = replace(usage, completion_tokens=_sum(stated), total_tokens=None)
     return _with_parts_inside(usage)
 
 
-def _counts(stated: Sequence[Usage]) -> list[int]:
-    return [each.completion_tokens for each in stated if each.completion_tokens]
+def _sum(stated: Sequence[Usage]) -> int:
+    counts = [each.completion_tokens for each in stated if each.completion_tokens]
+    *before, last = counts
+    last_is_total = before and last >= sum(before) and last > before[-1]
+    return last if last_is_total else sum(counts)
 
 
 def is_cumulative(counts: Sequence[int], events: int, chars: int) -> bool:
     """Whether ``counts``, stated one after the other, are each of all tokens so far: then they do
     not fall, but for a correction, nor stand still while more comes than they count."""
+    if not counts or not counts[-1]:
+        return True
+    if not counts[0]:  # the first may come after the first text
+        counts = [count for count in counts if count]
     if len(counts) < 2:
         return True
     if list(counts) == sorted(counts):
