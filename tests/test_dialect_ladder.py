@@ -511,6 +511,12 @@ async def test_usage_is_asked_for_to_the_end() -> None:
     assert "include_usage" in found.dialect.leaves
 
 
+async def test_a_server_that_names_the_wrong_field_is_asked_on() -> None:
+    wrong = refused({"error": {"message": "bad request", "param": "temperature"}})
+    found = await probed(lambda asked, _: wrong if "cache_prompt" in asked else good(asked))
+    assert found.dialect.name == "exact without cache_prompt"
+
+
 async def test_a_500_that_names_no_field_is_no_refusal() -> None:
     with pytest.raises(Unmeasurable, match="500: out of luck"):
         await probed(lambda asked, _: refused({"error": "out of luck"}, 500))

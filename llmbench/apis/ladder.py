@@ -46,7 +46,7 @@ def climb(rungs: Sequence[Dialect], exactly: bool = True) -> Climb:
         return None
     dialect, exact = found
     if named is None:
-        dialect, exact = yield from _adding(dialect, richest, shed)
+        dialect, exact = yield from _adding(dialect, richest)
     if exactly and not exact and dialect.leaves != richest.leaves:
         for rung in rungs[1:]:
             if rung.exact_length and not exact:
@@ -101,13 +101,12 @@ def _less(dialect: Dialect, shed: Collection[str], rungs: Sequence[Dialect]) -> 
     return plainer
 
 
-def _adding(
-    dialect: Dialect, richest: Dialect, shed: Collection[str]
-) -> Generator[Try, Answer, tuple[Dialect, bool]]:
-    """Add what ``richest`` has more, one by one; then see whether the reply's length is exact."""
+def _adding(dialect: Dialect, richest: Dialect) -> Generator[Try, Answer, tuple[Dialect, bool]]:
+    """Add what ``richest`` has more, one by one, for no name that was given can be relied on; then
+    see whether the reply's length is exact."""
     base = replace(richest, limit=dialect.limit)
     for name in base.leaves:
-        if name not in dialect.leaves and name not in shed:
+        if name not in dialect.leaves:
             bigger = base.only([*dialect.leaves, name])
             if (yield Try(bigger, whole=False)).refusal is None:
                 dialect = bigger
@@ -132,7 +131,7 @@ def _titled(dialect: Dialect, rungs: Sequence[Dialect]) -> Dialect:
         name = max(held, key=lambda rung: len(rung.leaves)).name if held else "plain"
         return replace(dialect, name=name)
     rung = max(
-        (rung for rung in rungs if rung.exact_length),
+        [rung for rung in rungs if rung.exact_length] or rungs,
         key=lambda rung: rung.generation_config == dialect.generation_config,
     )
     name = rung.name
