@@ -21,6 +21,7 @@ else:
 
 Phase = Literal["warmup", "measured", "cooldown"]
 Stamps = Literal["kernel", "user", "engine"]
+Reopened = Literal["", "closed", "unfinished", "resent"]
 Verdict = Literal["valid", "partial", "invalid"]
 
 TEXT_FORMATS = ("openai", "sharegpt", "text")
@@ -72,15 +73,17 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``spec`` is what the user wrote. ``url`` is the API's base, such as ``http://host:8000/v1``;
     that of a server which llmbench starts is filled in when it runs, and an engine that is called
-    in process has none. ``key_env`` names the variable that holds the API key: the key itself is
-    never stored. ``python`` is the interpreter to run the engine with. ``command``, ``health`` and
-    ``env`` are those of a server with a command line of its own. ``provenance`` is filled in when
-    the target runs.
+    in process has none. ``path`` is where its requests go below that, if the server has said that
+    they go elsewhere than its API does. ``key_env`` names the variable that holds the API key: the
+    key itself is never stored. ``python`` is the interpreter to run the engine with. ``command``,
+    ``health`` and ``env`` are those of a server with a command line of its own. ``provenance`` is
+    filled in when the target runs.
     """
 
     spec: str
     name: str
     url: str = ""
+    path: str = ""
     engine: str = ""
     model: str = ""
     api: str = "chat"
@@ -314,13 +317,21 @@ class Connect(Struct, frozen=True, omit_defaults=True):
     """What it took to open one connection, in nanoseconds; stages that did not happen are 0.
 
     Where it leads through a proxy, ``dns_ns`` and ``tcp_ns`` are those of the proxy, and
-    ``proxy_ns`` is how long that took to open a tunnel to the target.
+    ``proxy_ns`` is how long that took to open a tunnel to the target. ``reopened`` says why a
+    stream had to open one between two requests, where it did: the server had ``closed`` the one
+    before, left its reply ``unfinished`` after the end marker, or closed it just as a request was
+    sent, which never arrived and was ``resent``.
     """
 
     dns_ns: int = 0
     tcp_ns: int = 0
     tls_ns: int = 0
     proxy_ns: int = 0
+    reopened: Reopened = ""
+
+    @property
+    def total_ns(self) -> int:
+        return self.dns_ns + self.tcp_ns + self.proxy_ns + self.tls_ns
 
 
 class Reads(Struct, frozen=True):
@@ -769,7 +780,9 @@ class Cell(Struct, kw_only=True):
     """One row of the result: a target at one load. The JSON contract; keys are only ever added.
 
     ``untimed`` has the figures that the client could not time well enough to be shown, such as
-    ``ttft.p95``, each with how far off it can be, in ms.
+    ``ttft.p95``, each with how far off it can be, in ms. ``reopened`` counts the requests for which
+    a stream had to open a connection anew, by why (see ``Connect``), and ``opening`` is how many
+    streams did so at a time, on average, in which they had no request in flight.
     """
 
     target: str
@@ -802,6 +815,8 @@ class Cell(Struct, kw_only=True):
     segments: list[Segment] | None = None
     in_step: float | None = None
     in_flight: float | None = None
+    opening: float | None = None
+    reopened: dict[str, int] | None = None
     ttft_drift: float | None = None
     measured_prompt_tokens: Range | None = None
     measured_output_tokens: Range | None = None

@@ -5,16 +5,19 @@ from typing import NamedTuple
 
 from llmbench.apis import chat, completions
 from llmbench.apis.dialect import Dialect
+from llmbench.apis.ending import DONE, EndMarker
 from llmbench.apis.sse import ServerSentEvent
 from llmbench.records import Content, Event, Message
 
 
 class Api(NamedTuple):
-    """One API: where it lives below the base URL, its encoder and its decoder."""
+    """One API: where it lives below the base URL, its encoder and its decoder, and how
+    its streams say that they are over."""
 
     path: str
     encode: Callable[[str, Sequence[Message], int, Dialect, Content], bytes]
     decode: Callable[[Sequence[ServerSentEvent]], list[Event]]
+    end_marker: EndMarker = DONE
 
 
 APIS = {

@@ -142,19 +142,19 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
 
     def client(self, clock: Clock) -> Client:
         """The client of the cell, with a connection for each of a closed loop's streams."""
-        where, path = self._endpoint, self._api.path
+        where, path = self._endpoint, self.target.path or self._api.path
         match self.facts.client:
             case "aiohttp":
                 from llmbench.drive.aiohttp_client import AiohttpClient
 
-                return AiohttpClient(where, path, self._limits, clock)
+                return AiohttpClient(where, path, self._limits, clock, self._api.end_marker)
             case "openai":
                 from llmbench.drive.openai_client import OpenAIClient
 
                 return OpenAIClient(where, path, self._limits, clock)
             case _:
                 streams = () if self.facts.load.rate else self._streams
-                return WireClient(where, path, streams, self._limits, clock)
+                return WireClient(where, path, streams, self._limits, clock, self._api.end_marker)
 
     @cached_property
     def _endpoint(self) -> Endpoint:

@@ -16,10 +16,11 @@ from typing import Any
 import msgspec
 import openai
 
+from llmbench.drive.aiohttp_client import unpacked
 from llmbench.drive.client import Recording, beginning, sleep_until
 from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import Endpoint
-from llmbench.drive.limits import Limits
+from llmbench.drive.limits import KEPT_BYTES, Limits
 from llmbench.drive.opening import Failure
 from llmbench.records import TOO_LARGE, Call, Integers, Trace
 
@@ -27,6 +28,8 @@ _LIMITS = ("max_tokens", "max_completion_tokens")
 _PARAMETERS = frozenset(
     ("model", "messages", "prompt", "stream", "stream_options", "temperature", *_LIMITS)
 )
+
+SDK_PATHS = ("/chat/completions", "/completions")
 
 MOST_KEPT_CHUNKS = 1024
 """Of a reply that is too large: each takes kilobytes, and they are kept until the cell is over."""
@@ -48,10 +51,15 @@ class OpenAIClient:
                 verify=endpoint.tls or True,
                 proxy=endpoint.proxy.url if endpoint.proxy else None,
                 trust_env=False,
-                event_hooks={"response": [self._limit]},
+                follow_redirects=False,
+                event_hooks={
+                    "request": [self._place] if path not in SDK_PATHS else [],
+                    "response": [self._limit],
+                },
             ),
         )
-        chat = path == "/chat/completions"
+        self._path = endpoint.path + path
+        chat = path.startswith("/chat")
         self._create: Any = (self._sdk.chat if chat else self._sdk).completions.create
         self._chunks: dict[int, list[Any]] = {}
 
@@ -82,7 +90,7 @@ class OpenAIClient:
         except openai.APIStatusError as refusal:
             recording.status = refusal.status_code
             recording.add(refusal.response.content, time.monotonic_ns())
-            for name, value in refusal.response.headers.items():
+            for name, value in unpacked(refusal.response.headers).items():
                 recording.keep_header(name, value)
         except (TimeoutError, openai.APITimeoutError):
             error, detail = "timeout", "the reply did not end in time"
@@ -104,24 +112,33 @@ class OpenAIClient:
             **known, extra_body=fields, extra_headers={"X-Request-Id": call.request_id}
         )
         recording.status = stream.response.status_code
-        for name, value in stream.response.headers.items():
+        for name, value in unpacked(stream.response.headers).items():
             recording.keep_header(name, value)
         async for chunk in stream:
             recording.add(b"", time.monotonic_ns())
             chunks.append(chunk)
             if words := self._limits.exceeded(0, len(chunks)):
                 raise Failure(TOO_LARGE, words)
+        if not chunks:  # no stream, which the SDK does not mind; what it says is there to see
+            recording.add(bytes(stream.response.kept), time.monotonic_ns())
+
+    async def _place(self, request: Any) -> None:
+        """Have ``request`` go where the server wants it, be that elsewhere than the SDK knows."""
+        request.url = request.url.copy_with(raw_path=self._path.encode())
 
     async def _limit(self, response: Any) -> None:
         """Have ``response`` end in ``Failure`` where it is too large, whoever reads it: the SDK may
-        read for long before it hands over a chunk."""
+        read for long before it hands over a chunk. Its first bytes are ``kept``."""
         read_raw = response.aiter_raw
+        kept = response.kept = bytearray()
 
         async def limited(chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
             size = 0
             async with aclosing(read_raw(chunk_size)) as pieces:
                 async for piece in pieces:
                     size += len(piece)
+                    if len(kept) < KEPT_BYTES:
+                        kept.extend(piece)
                     if words := self._limits.exceeded(size, 0):
                         raise Failure(TOO_LARGE, words)
                     yield piece

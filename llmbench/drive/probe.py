@@ -5,7 +5,8 @@ Nothing here is timed, so aiohttp does it. Every failure is one line that names 
 
 import time
 from array import array
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import aiohttp
 import msgspec
@@ -14,9 +15,11 @@ from msgspec import Struct
 from llmbench.apis import APIS, sse
 from llmbench.apis.chunks import error_message
 from llmbench.apis.dialect import DIALECTS, Dialect
-from llmbench.drive.aiohttp_client import failure, read_all, session
-from llmbench.drive.endpoint import Endpoint
+from llmbench.apis.ending import Ending
+from llmbench.drive.aiohttp_client import failure, read_all, session, unpacked
+from llmbench.drive.endpoint import Endpoint, endpoint
 from llmbench.drive.limits import KEPT_BYTES, Limits
+from llmbench.drive.redirects import MOST_REDIRECTS, REDIRECTS, followed, may_have_the_key, moved
 from llmbench.errors import Unmeasurable, UserError
 from llmbench.measure.timeline import decode
 from llmbench.plan import prompts
@@ -42,12 +45,17 @@ class Fit(Struct, frozen=True):
 
 
 class Probe:
-    """Asks one target one thing at a time. Use as an async context manager."""
+    """Asks one target one thing at a time. Use as an async context manager.
 
-    def __init__(self, target: Target, endpoint: Endpoint, salt: str, limits: Limits) -> None:
-        self._target = target
+    ``target`` and ``endpoint`` are where its requests go in the end: where the server redirects
+    them, it is asked there from then on, and ``redirected`` says so.
+    """
+
+    def __init__(self, target: Target, where: Endpoint, salt: str, limits: Limits) -> None:
+        self.target = target
+        self.endpoint = where
+        self.redirected = ""
         self._limits = limits
-        self._endpoint = endpoint
         self._salt = salt
         self._asked = 0
         self._api = APIS[target.api]
@@ -57,9 +65,7 @@ class Probe:
         self.first_token_s: float | None = None  # of the first reply, when nothing was warm
 
     async def __aenter__(self) -> "Probe":
-        self._session = session(
-            self._endpoint, min(self._limits.whole_s, PROBE_TIMEOUT_S), one_shot=True
-        )
+        self._session = self._new_session()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -69,13 +75,13 @@ class Probe:
         """The model to ask for: the user's, else the only one the server lists."""
         if self.model:
             return self.model
-        url = f"{self._endpoint.url}/models"
+        url = f"{self.endpoint.url}/models"
         try:
-            async with self._session.get(url) as reply:
+            async with self._asking("GET", "/models") as reply:
                 found = await read_all(reply, MOST_LISTED_BYTES)
                 if found is None:
                     raise self._unmeasurable(f"{url} does not end; name the model with --model")
-                body = self._endpoint.redacted(found)
+                body = self.endpoint.redacted(found)
                 if reply.status in (401, 403):
                     raise self._unmeasurable(self._refusal(reply.status, body))
                 listed = _model_ids(body) if reply.status == 200 else []
@@ -87,7 +93,7 @@ class Probe:
         if listed:
             some = ", ".join(sorted(listed)[:8]) + (", …" if len(listed) > 8 else "")
             raise UserError(
-                f"{self._target.name} serves {len(listed)} models, choose one with --model: {some}"
+                f"{self.target.name} serves {len(listed)} models, choose one with --model: {some}"
             )
         if reply.status != 200:
             raise self._unmeasurable(
@@ -111,7 +117,7 @@ class Probe:
 
     async def fit_prompt(self, wanted: int, content: Content = PLAIN) -> Fit:
         """A prompt that the server counts as ``wanted`` tokens, template and nonce included."""
-        return await fit(self._target.name, wanted, lambda words: self.count(words, content))
+        return await fit(self.target.name, wanted, lambda words: self.count(words, content))
 
     async def count(self, words: int, content: Content = PLAIN) -> int | None:
         """The tokens of a prompt of so many words; ``None`` where the server does not count."""
@@ -139,28 +145,84 @@ class Probe:
         began_s = time.monotonic()
         said = [Message("user", prompt)]
         body = self._api.encode(self.model, said, output_tokens, self.dialect, PLAIN)
-        url = self._url
+        ending = Ending(self._api.end_marker)
         try:
-            async with self._session.post(url, data=body, allow_redirects=False) as reply:
+            path = self.target.path or self._api.path
+            async with self._asking("POST", path, body) as reply:
                 start = b"" if self.first_token_s else await self._first_token(reply, began_s)
-                rest = await read_all(reply, self._limits.reply_bytes - len(start))
+                ending.add(start)
+                rest = await read_all(reply, self._limits.reply_bytes - len(start), ending)
         except (aiohttp.ClientError, OSError) as problem:
             raise self._unreachable(problem) from None
         if rest is None:
             words = self._limits.exceeded(self._limits.reply_bytes + 1, 0)
-            raise self._unmeasurable(f"{url}: the reply is {words}")
-        content = self._endpoint.redacted(start + rest)
+            raise self._unmeasurable(f"{self._url}: the reply is {words}")
+        content = self.endpoint.redacted(start + rest)
         if reply.status in (400, 422):
-            raise _BadRequest(f"{self._target.name}: {self._refusal(reply.status, content)}")
+            raise _BadRequest(f"{self.target.name}: {self._refusal(reply.status, content)}")
         if 300 <= reply.status < 400:
             place = reply.headers.get("Location", "nowhere")
-            raise self._unmeasurable(f"{url} redirects to {place}: give that as the target")
+            raise self._unmeasurable(f"{self._url} redirects to {place}: give that as the target")
         if reply.status != 200:
             raise self._unmeasurable(
                 self._refusal(reply.status, content, reply.headers.get("Retry-After"))
             )
         self.server = reply.headers.get("Server", "")
-        return _as_trace(reply.status, dict(reply.headers), content)
+        return _as_trace(reply.status, unpacked(reply.headers), content)
+
+    @asynccontextmanager
+    async def _asking(
+        self, method: str, path: str, body: bytes | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The reply to a request, which follows redirects with its method and body. Where the API's
+        own requests are redirected, all later ones go there at once."""
+        url = place = self.endpoint.url + path
+        for _ in range(MOST_REDIRECTS + 1):
+            asking = self._session.request(method, place, data=body, allow_redirects=False)
+            async with asking as reply:
+                if reply.status not in REDIRECTS:
+                    yield reply
+                    return
+                location = reply.headers.get("Location", "")
+            place = self._place(place, location)
+            if target := self._moved(method, place):
+                self.redirected = f"{url} redirects to {place}: requests go there at once"
+                self.target, self.endpoint = target, endpoint(target)
+                await self._session.close()
+                self._session = self._new_session()
+        raise self._unmeasurable(
+            f"{url} leads to more than {MOST_REDIRECTS} redirects, the last to {place}; give the "
+            "URL that answers as the target"
+        )
+
+    def _place(self, url: str, location: str) -> str:
+        """Where ``url`` redirects to. Raises ``Unmeasurable`` where that is no place to follow to,
+        such as another host, which the key is not for."""
+        try:
+            place = followed(url, location)
+        except ValueError:
+            words = f"{url} redirects to {location or 'nowhere'}, which is no URL"
+            raise self._unmeasurable(words) from None
+        if self.endpoint.key and not may_have_the_key(url, place):
+            base = place.removesuffix(self._api.path).removesuffix("/models")
+            raise self._unmeasurable(
+                f"{url} redirects to {place}, and the key in {self.target.key_env} follows to no "
+                f"other host; if it is for that one, give {base} as the target"
+            )
+        return place
+
+    def _moved(self, method: str, place: str) -> Target | None:
+        """The target whose requests go to ``place``; ``None`` where that is about its list of
+        models alone."""
+        if method == "POST":
+            return moved(self.target, place, self._api.path)
+        if not place.endswith("/models"):
+            return None
+        return msgspec.structs.replace(self.target, url=place.removesuffix("/models"))
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        timeout_s = min(self._limits.whole_s, PROBE_TIMEOUT_S)
+        return session(self.endpoint, timeout_s, one_shot=True)
 
     async def _first_token(self, reply: aiohttp.ClientResponse, began_s: float) -> bytes:
         """Read until a token is in, and note how long that took, unless much else comes first. Some
@@ -177,30 +239,30 @@ class Probe:
 
     @property
     def _url(self) -> str:
-        return self._endpoint.url + self._api.path
+        return self.endpoint.url + (self.target.path or self._api.path)
 
     def _refusal(self, status: int, body: bytes, retry_after: str | None = None) -> str:
         said = error_message(body)
         hint = ""
         if status in (401, 403):
-            unset = "" if self._endpoint.key else ", which is not set"
-            hint = f" (the key comes from {self._target.key_env}{unset})"
+            unset = "" if self.endpoint.key else ", which is not set"
+            hint = f" (the key comes from {self.target.key_env}{unset})"
         elif status == 404:
-            hint = f" (model '{self.model}', {self._endpoint.url}{self._api.path})"
-        elif status == 407 and self._endpoint.proxy is not None:
-            hint = f" (the proxy's user and password come from {self._endpoint.proxy.variable})"
+            hint = f" (model '{self.model}', {self.endpoint.url}{self._api.path})"
+        elif status == 407 and self.endpoint.proxy is not None:
+            hint = f" (the proxy's user and password come from {self.endpoint.proxy.variable})"
         elif status == 429:
             hint = f" (Retry-After: {retry_after or 'not said'})"
         return f"the server answered {status}: {said}{hint}"
 
     def _unmeasurable(self, words: str) -> Unmeasurable:
-        told = self._endpoint.redacted(words.encode()).decode()  # a server may repeat the key
-        return Unmeasurable(f"{self._target.name}: {told}")
+        told = self.endpoint.redacted(words.encode()).decode()  # a server may repeat the key
+        return Unmeasurable(f"{self.target.name}: {told}")
 
     def _unreachable(self, problem: Exception) -> Unmeasurable:
-        kind, detail = failure(self._endpoint, problem, replying=False)
-        told = self._endpoint.redacted(detail.encode()).decode()
-        return unreachable(self._target, self._endpoint, kind, told)
+        kind, detail = failure(self.endpoint, problem, replying=False)
+        told = self.endpoint.redacted(detail.encode()).decode()
+        return unreachable(self.target, self.endpoint, kind, told)
 
 
 def unreachable(target: Target, endpoint: Endpoint, kind: str, detail: str) -> Unmeasurable:

@@ -42,7 +42,8 @@ class Asker(Protocol):
 
 class Reached(Struct, frozen=True):
     """A target that answers. ``endpoint`` is where, and ``hosted`` the engine that is called in its
-    place; ``process`` is that of an engine that llmbench started."""
+    place; ``process`` is that of an engine that llmbench started, and ``redirected`` says where
+    the server has its requests go instead of where they were to."""
 
     target: Target
     endpoint: Endpoint | None
@@ -50,6 +51,7 @@ class Reached(Struct, frozen=True):
     ask: Asker
     hosted: "HostedEngine | None"
     process: "EngineProcess | None"
+    redirected: str = ""
 
     @property
     def is_here(self) -> bool:
@@ -66,6 +68,7 @@ class Reached(Struct, frozen=True):
             model=self.target.model,
             dialect=self.dialect.name,
             exact_length=self.dialect.exact_length,
+            remarks=[*plan.remarks, self.redirected] if self.redirected else plan.remarks,
         )
 
 
@@ -101,8 +104,10 @@ async def reach(
         probe = await stack.enter_async_context(Probe(target, where, salt, limits))
         model = await probe.find_model()
         dialect = await probe.find_dialect()
-        known = msgspec.structs.replace(target, model=model, provenance=_provenance(target, probe))
-        yield Reached(known, where, dialect, probe, None, process)
+        known = msgspec.structs.replace(
+            probe.target, model=model, provenance=_provenance(target, probe)
+        )
+        yield Reached(known, probe.endpoint, dialect, probe, None, process, probe.redirected)
 
 
 async def _try_tunnel(target: Target, where: Endpoint) -> None:

@@ -278,11 +278,12 @@ class SweepRun:
         except asyncio.CancelledError:
             if not self.interrupted:
                 raise
-            return replace(facts, stopped=INTERRUPTED, remarks=runner.remarks)
+            remarks = [*facts.remarks, *runner.remarks]
+            return replace(facts, stopped=INTERRUPTED, remarks=remarks)
         return replace(
             facts,
             stopped=runner.stopped,
-            remarks=runner.remarks,
+            remarks=[*facts.remarks, *runner.remarks],
             health=health,
             energy=taken,
             memory_bytes=reached.process.memory_bytes() if reached.process else None,

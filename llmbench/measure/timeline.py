@@ -7,7 +7,7 @@ from http import HTTPStatus
 from itertools import pairwise
 from typing import Any
 
-from llmbench.apis import sse
+from llmbench.apis import bodies, sse
 from llmbench.apis.chunks import MALFORMED, error_message
 from llmbench.measure.early import heard
 from llmbench.records import TOO_LARGE, Event, Integers, Kind, Timeline, Trace, Usage
@@ -29,13 +29,13 @@ def decode(
     the read that holds its last byte; where a read completes several content events, its stamp is
     that of the last one, and the others may be older by up to the read's slack.
     """
-    if trace.status != HTTPStatus.OK or not _is_event_stream(trace):
+    events = _events(trace)
+    if events is None:
         failure, detail = _failed_without_a_stream(trace)
         return Timeline(
             at_ns=array("q"), slack_ns=array("q"), lag_ns=array("q"), failure=failure, detail=detail
         )
     reads = trace.reads
-    events = sse.parse(trace.body)
     if trace.cut_ns is not None:
         events = [event for event in events if event[0] <= len(heard(trace))]
     ends = reads.end
@@ -118,12 +118,13 @@ def _counts(running: Integers) -> bool:
     return bool(running) and running[0] > 0 and running[-1] >= len(running)
 
 
-def _is_event_stream(trace: Trace) -> bool:
+def _events(trace: Trace) -> list[sse.ServerSentEvent] | None:
+    """The events of the reply; ``None`` where it is no stream of them."""
     headers = trace.headers
-    return (
-        headers.get("content-type", "").lower().startswith("text/event-stream")
-        and headers.get("content-encoding", "identity").lower() == "identity"
-    )
+    encoded = headers.get("content-encoding", "identity").lower() != "identity"
+    if trace.status != HTTPStatus.OK or encoded:
+        return None
+    return bodies.events(trace.body, headers.get("content-type", ""))
 
 
 def _failed_without_a_stream(trace: Trace) -> tuple[str, str]:
@@ -135,6 +136,8 @@ def _failed_without_a_stream(trace: Trace) -> tuple[str, str]:
         if retry_after := trace.headers.get("retry-after"):
             detail += f" (Retry-After: {retry_after})"
         return f"http-{trace.status}", detail
+    if bodies.is_page(trace.body, trace.headers.get("content-type", "")):
+        return "not-a-stream", bodies.NO_PAGE
     content_type = trace.headers.get("content-type", "of no stated type")
     if encoding := trace.headers.get("content-encoding"):
         content_type = f"{encoding}-encoded {content_type}"
