@@ -260,16 +260,16 @@ def test_other_statuses(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("headers", "words"),
+    ("headers", "body", "words"),
     [
-        ({"content-type": "text/html"}, "text/html"),
-        ({"content-type": "application/json"}, "application/json"),
-        ({}, "of no stated type"),
-        ({"content-type": "text/event-stream", "content-encoding": "gzip"}, "gzip-encoded"),
+        ({"content-type": "text/html"}, b"<!DOCTYPE html><title>Sign in", "text/html"),
+        ({"content-type": "application/json"}, b"no JSON", "application/json"),
+        ({}, b"hello", "of no stated type"),
+        ({"content-type": "text/event-stream", "content-encoding": "gzip"}, GOOD, "gzip-encoded"),
     ],
 )
-def test_what_is_not_a_stream(headers: dict[str, str], words: str) -> None:
-    failure, detail = failed((10, GOOD), headers=headers)
+def test_what_is_not_a_stream(headers: dict[str, str], body: bytes, words: str) -> None:
+    failure, detail = failed((10, body), headers=headers)
     assert failure == "not-a-stream"
     assert words in detail
 

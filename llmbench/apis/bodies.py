@@ -11,10 +11,7 @@ _BOM = b"\xef\xbb\xbf"
 _FIELD = re.compile(rb"(?:data|event|id|retry)?:")
 _PAGE = re.compile(rb"<(?:!doctype|html|head|body|\?xml)", re.IGNORECASE)
 
-NO_PAGE = (
-    "the reply is a web page (HTML), no stream: the target's URL is that of no API, or a gateway or "
-    "login page answers in its place"
-)
+PAGE = "a web page: is the target's URL that of an API, and no gateway or login page before it?"
 
 
 def events(body: bytes, content_type: str) -> list[sse.ServerSentEvent] | None:
@@ -40,10 +37,9 @@ def document(body: bytes) -> list[sse.ServerSentEvent]:
     return [(len(body), msgspec.json.encode(_as_chunk(said)), "")]
 
 
-def is_page(body: bytes, content_type: str) -> bool:
+def is_page(body: bytes) -> bool:
     """Whether ``body`` is made for a browser."""
-    start = body[:64].removeprefix(_BOM).lstrip()
-    return content_type.lower().startswith("text/html") or _PAGE.match(start) is not None
+    return _PAGE.match(body[:64].removeprefix(_BOM).lstrip()) is not None
 
 
 def _as_chunk(said: dict[str, Any]) -> dict[str, Any]:

@@ -59,8 +59,6 @@ class OpenAIClient:
             ),
         )
         self._path = endpoint.path + path
-        chat = path.startswith("/chat")
-        self._create: Any = (self._sdk.chat if chat else self._sdk).completions.create
         self._chunks: dict[int, list[Any]] = {}
 
     async def open(self) -> None:
@@ -107,8 +105,9 @@ class OpenAIClient:
     async def _stream(self, call: Call, recording: Recording, chunks: list[Any]) -> None:
         fields: dict[str, Any] = msgspec.json.decode(call.body)
         known = {name: fields.pop(name) for name in _PARAMETERS & fields.keys()}
+        api: Any = self._sdk.chat if "messages" in known else self._sdk
         recording.sent_ns = time.monotonic_ns()
-        stream = await self._create(
+        stream = await api.completions.create(
             **known, extra_body=fields, extra_headers={"X-Request-Id": call.request_id}
         )
         recording.status = stream.response.status_code
@@ -124,7 +123,7 @@ class OpenAIClient:
 
     async def _place(self, request: Any) -> None:
         """Have ``request`` go where the server wants it, be that elsewhere than the SDK knows."""
-        request.url = request.url.copy_with(raw_path=self._path.encode())
+        request.url = request.url.join(self._path)
 
     async def _limit(self, response: Any) -> None:
         """Have ``response`` end in ``Failure`` where it is too large, whoever reads it: the SDK may

@@ -203,6 +203,8 @@ class Probe:
         except ValueError:
             words = f"{url} redirects to {location or 'nowhere'}, which is no URL"
             raise self._unmeasurable(words) from None
+        if self.endpoint.redacted(place.encode()) != place.encode():
+            raise self._unmeasurable(f"{url} redirects to {place}, a place that repeats a secret")
         if self.endpoint.key and not may_have_the_key(url, place):
             base = place.removesuffix(self._api.path).removesuffix("/models")
             raise self._unmeasurable(

@@ -1,6 +1,6 @@
 """Where a server redirects to, and whether a request may follow: a key goes to no other host."""
 
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from msgspec.structs import replace
 
@@ -10,11 +10,14 @@ from llmbench.records import Target
 REDIRECTS = (301, 302, 307, 308)
 MOST_REDIRECTS = 5
 
+_KEPT = "%:/?#[]@!$&'()*+,;=~"
+"""What of a URL is not to be quoted: it has a meaning, or is quoted already."""
+
 
 def followed(url: str, location: str) -> str:
     """The URL that ``location`` names for a request to ``url``. Raises ``ValueError`` where it
     names none."""
-    parts = urlsplit(urljoin(url, location.strip()))
+    parts = urlsplit(quote(urljoin(url, location.strip()), safe=_KEPT))
     if not location.strip() or parts.scheme not in DEFAULT_PORTS or not parts.hostname:
         raise ValueError
     where = authority(parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme])

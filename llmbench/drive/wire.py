@@ -214,7 +214,7 @@ class _Connection:
         ahead."""
         self.close()
         self._reopened = why
-        if self._ahead:
+        if self._ahead and (self._opening is None or self._opening.done()):
             self._opening = self._loop.create_task(self.reopen())
 
     def _never_arrived(self) -> bool:
@@ -384,7 +384,8 @@ class _Connection:
         self._parse()
         if self._reply.ends_by_close:
             self._finish()
-        self._lost("the server closed the connection")
+        else:
+            self._lost("the server closed the connection")
 
     def _lost(self, words: str) -> None:
         """The connection is gone; so is the reply, unless it had ended before."""

@@ -136,12 +136,11 @@ def _failed_without_a_stream(trace: Trace) -> tuple[str, str]:
         if retry_after := trace.headers.get("retry-after"):
             detail += f" (Retry-After: {retry_after})"
         return f"http-{trace.status}", detail
-    if bodies.is_page(trace.body, trace.headers.get("content-type", "")):
-        return "not-a-stream", bodies.NO_PAGE
     content_type = trace.headers.get("content-type", "of no stated type")
     if encoding := trace.headers.get("content-encoding"):
         content_type = f"{encoding}-encoded {content_type}"
-    return "not-a-stream", f"the reply is {content_type}, not text/event-stream"
+    page = f"; it is {bodies.PAGE}" if bodies.is_page(trace.body) else ""
+    return "not-a-stream", f"the reply is {content_type}, not text/event-stream{page}"
 
 
 def _failed(trace: Trace, seen: int, error: str) -> tuple[str, str]:

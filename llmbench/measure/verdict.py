@@ -224,7 +224,7 @@ def _connection_notes(cell: Cell, facts: CellFacts) -> list[str]:
     if resent := counts.get("resent", 0):
         notes.append(
             f"{resent} requests were sent again, on a new connection: the server had closed theirs "
-            "before it received them"
+            "without a word of a reply"
         )
     return notes
 
