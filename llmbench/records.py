@@ -21,6 +21,7 @@ else:
 
 Phase = Literal["warmup", "measured", "cooldown"]
 Stamps = Literal["kernel", "user", "engine"]
+Reopened = Literal["", "closed", "unfinished", "resent"]
 Verdict = Literal["valid", "partial", "invalid"]
 
 TEXT_FORMATS = ("openai", "sharegpt", "text")
@@ -74,7 +75,8 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
     that of a server which llmbench starts is filled in when it runs, and an engine that is called
     in process has none. ``key_env`` names the variable that holds the API key: the key itself is
     never stored; ``auth`` is ``bearer`` or the header that carries it, empty for the API's own way.
-    ``path`` is where to post below ``url``, where the user's URL says so. ``headers``, ``query``,
+    ``path`` is where to post below ``url``, where the user's
+    URL or a redirect says so. ``headers``, ``query``,
     ``body`` (fields laid over ours) and a ``system_prompt`` are what the user adds to requests;
     headers and query may name environment variables. An ``insecure`` one may have any certificate.
     ``python`` is the interpreter to run the engine with. ``command``, ``health`` and
@@ -85,12 +87,12 @@ class Target(Struct, frozen=True, kw_only=True, omit_defaults=True):
     spec: str
     name: str
     url: str = ""
+    path: str = ""
     engine: str = ""
     model: str = ""
     api: str = "chat"
     key_env: str = "OPENAI_API_KEY"
     ca_file: str = ""
-    path: str = ""
     auth: str = ""
     insecure: bool = False
     headers: dict[str, str] = {}
@@ -357,13 +359,21 @@ class Connect(Struct, frozen=True, omit_defaults=True):
     """What it took to open one connection, in nanoseconds; stages that did not happen are 0.
 
     Where it leads through a proxy, ``dns_ns`` and ``tcp_ns`` are those of the proxy, and
-    ``proxy_ns`` is how long that took to open a tunnel to the target.
+    ``proxy_ns`` is how long that took to open a tunnel to the target. ``reopened`` says why a
+    stream had to open one between two requests, where it did: the server had ``closed`` the one
+    before, left its reply ``unfinished`` after the end marker, or closed it just as a request was
+    sent, which never arrived and was ``resent``.
     """
 
     dns_ns: int = 0
     tcp_ns: int = 0
     tls_ns: int = 0
     proxy_ns: int = 0
+    reopened: Reopened = ""
+
+    @property
+    def total_ns(self) -> int:
+        return self.dns_ns + self.tcp_ns + self.proxy_ns + self.tls_ns
 
 
 class Reads(Struct, frozen=True):
@@ -859,7 +869,9 @@ class Cell(Struct, kw_only=True):
     """One row of the result: a target at one load. The JSON contract; keys are only ever added.
 
     ``untimed`` has the figures that the client could not time well enough to be shown, such as
-    ``ttft.p95``, each with how far off it can be, in ms.
+    ``ttft.p95``, each with how far off it can be, in ms. ``reopened`` counts the requests for which
+    a stream had to open a connection anew, by why (see ``Connect``), and ``opening`` is how many
+    streams did so at a time, on average, in which they had no request in flight.
     """
 
     target: str
@@ -892,6 +904,8 @@ class Cell(Struct, kw_only=True):
     segments: list[Segment] | None = None
     in_step: float | None = None
     in_flight: float | None = None
+    opening: float | None = None
+    reopened: dict[str, int] | None = None
     ttft_drift: float | None = None
     measured_prompt_tokens: Range | None = None
     measured_output_tokens: Range | None = None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmbench.apis import APIS, lenient, sse
+from llmbench.apis import APIS, bodies, lenient, sse
 from llmbench.apis.chunks import decode_all
 from llmbench.measure.early import reply_text
 from llmbench.measure.timeline import decode
@@ -214,7 +214,7 @@ def test_a_stream_of_any_type(headers: dict[str, str], before: bytes) -> None:
 
 @given(st.integers(0, len(GOOD)))
 def test_what_is_a_stream_is_seen_by_its_beginning(size: int) -> None:
-    assert sse.is_stream(GOOD[:size]) == (size > 4)
+    assert (bodies.events(GOOD[:size], "") is not None) == (size > 4)
 
 
 # ---- what ended badly

@@ -262,10 +262,10 @@ def test_other_statuses(status: int) -> None:
 @pytest.mark.parametrize(
     ("headers", "body", "words"),
     [
-        ({"content-type": "text/html"}, b"<html></html>", "text/html"),
-        ({"content-type": "application/json"}, b'{"choices": []}', "application/json"),
+        ({"content-type": "text/html"}, b"<!DOCTYPE html><title>Sign in", "text/html"),
+        ({"content-type": "application/json"}, b"no JSON", "application/json"),
         ({"content-type": "application/json"}, b"", "application/json"),
-        ({}, b"data", "of no stated type"),
+        ({}, b"hello", "of no stated type"),
         (STREAM | {"content-encoding": "gzip"}, gzip.compress(GOOD), "gzip-encoded"),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from llmbench.apis.dialect import Dialect
+from llmbench.apis.ending import DONE, EndMarker
 from llmbench.apis.sse import ServerSentEvent
 from llmbench.records import Content, Event, Message
 
@@ -22,18 +23,6 @@ def model_ids(body: bytes) -> list[str]:
         return [str(model["id"]) for model in listed["data"]]
     except (msgspec.DecodeError, KeyError, TypeError):
         return []
-
-
-class EndMarker(NamedTuple):
-    """The line by which the last event of a stream is known: a ``field`` and its ``values``, that
-    of a good reply first."""
-
-    field: bytes
-    values: tuple[bytes, ...]
-
-
-DONE = EndMarker(b"data", (b"[DONE]",))
-"""That of chat and completions."""
 
 
 def named_effort(effort: str) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 
 from llmbench.apis import typed
-from llmbench.apis.api import Api, EndMarker, bearer
+from llmbench.apis.api import Api, bearer
 from llmbench.apis.chunks import DONE
 from llmbench.apis.dialect import Dialect, options
+from llmbench.apis.ending import EndMarker
 from llmbench.apis.server_times import with_server_times
 from llmbench.apis.sse import ServerSentEvent
 from llmbench.errors import UserError

@@ -7,9 +7,10 @@ import msgspec
 from msgspec.structs import replace
 
 from llmbench.apis import typed
-from llmbench.apis.api import Api, EndMarker
+from llmbench.apis.api import Api
 from llmbench.apis.chunks import DONE
 from llmbench.apis.dialect import Dialect, options
+from llmbench.apis.ending import EndMarker
 from llmbench.apis.server_times import with_server_times
 from llmbench.apis.sse import ServerSentEvent
 from llmbench.errors import UserError

@@ -13,18 +13,12 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 # groups are atomic, or the CR and LF of one CRLF would pass for two line ends.
 _BLANK_LINE = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _BOM = b"\xef\xbb\xbf"
-_BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?::|(?:data|event|id|retry|error)\s?(?::|[\r\n]))")
 _ERROR = re.compile(rb'\s*\{\s*"error"\s*:(?!\s*null)')
 _DATA = b"data: "
 _NEXT_EVENT = b"\n\n" + _DATA
 
 ServerSentEvent = tuple[int, bytes, str]
 """Where an event ended (the offset just past the byte that completed it), its data, its name."""
-
-
-def is_stream(body: bytes) -> bool:
-    """Whether ``body`` begins as an event stream does, whatever its content type says."""
-    return _BEGINNING.match(body) is not None
 
 
 def parse(body: bytes) -> list[ServerSentEvent]:

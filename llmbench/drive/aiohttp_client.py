@@ -7,18 +7,21 @@ closes after each reply puts its connection's set-up inside TTFT here.
 import asyncio
 import os
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 from yarl import URL
 
-from llmbench.drive.client import Recording, beginning, sleep_until
+from llmbench.apis.ending import DONE, Ending, EndMarker
+from llmbench.drive.client import FRAMING_S, Habits, Recording, beginning, sleep_until
 from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import Endpoint
 from llmbench.drive.limits import Limits
 from llmbench.drive.opening import CONNECT_TIMEOUT_S, Failure
-from llmbench.records import TOO_LARGE, Call, Trace
+from llmbench.records import TOO_LARGE, Call, Connect, Trace
 
 
 class AiohttpClient:
@@ -26,8 +29,17 @@ class AiohttpClient:
 
     settle = None
 
-    def __init__(self, endpoint: Endpoint, path: str, limits: Limits, clock: Clock) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        path: str,
+        limits: Limits,
+        clock: Clock,
+        marker: EndMarker = DONE,
+    ) -> None:
         self._endpoint = endpoint
+        self._marker = marker
+        self._habits = Habits()
         self._url = address(endpoint, path)
         self._limits = limits
         self._clock = clock
@@ -58,6 +70,7 @@ class AiohttpClient:
                 # An idle connection that the server had closed already: use each once from now on.
                 self._session = self._one_shot
                 await self._stream(call, recording, reused)
+                recording.connect = Connect(reopened="resent")
         except asyncio.CancelledError:
             error = "cancelled"
         except Failure as problem:
@@ -70,17 +83,37 @@ class AiohttpClient:
 
     async def _stream(self, call: Call, recording: Recording, reused: "_Reused") -> None:
         headers = {"X-Request-Id": call.request_id} | call.headers
+        ending = Ending(self._marker)
         recording.sent_ns = time.monotonic_ns()
         async with self._session.post(
-            self._url, data=call.body, headers=headers, trace_request_ctx=reused
+            self._url,
+            data=call.body,
+            headers=headers,
+            trace_request_ctx=reused,
+            allow_redirects=False,
         ) as reply:
             recording.status = reply.status
-            for name, value in reply.headers.items():
+            for name, value in unpacked(reply.headers).items():
                 recording.keep_header(name, value)
             async for piece in reply.content.iter_any():
                 recording.add(piece, time.monotonic_ns())
                 if words := self._limits.exceeded(recording.size, len(recording.end)):
                     raise Failure(TOO_LARGE, words)
+                ending.add(piece)
+                if ending.over:
+                    await self._await_framing(reply)
+                    break
+
+    async def _await_framing(self, reply: aiohttp.ClientResponse) -> None:
+        """Give the framing of a reply that is over a moment to end: then its connection is kept."""
+        if self._habits.leaves_open:
+            return
+        self._habits.left_open += 1
+        with suppress(TimeoutError, aiohttp.ClientError, OSError):
+            async with asyncio.timeout(FRAMING_S):
+                while not reply.content.at_eof():
+                    await reply.content.readany()
+            self._habits.left_open = 0
 
     async def close(self) -> None:
         await self._reusing.close()
@@ -127,15 +160,26 @@ def session(
     )
 
 
-async def read_all(reply: aiohttp.ClientResponse, most: int) -> bytes | None:
-    """What of the body of ``reply`` has not been read; ``None`` if that is more than ``most``."""
+async def read_all(
+    reply: aiohttp.ClientResponse, most: int, ending: Ending | None = None
+) -> bytes | None:
+    """What of the body of ``reply`` has not been read, up to where its stream is over by
+    ``ending``; ``None`` if that is more than ``most``."""
     body = bytearray()
-    async for piece in reply.content.iter_any():
+    while not (ending is not None and ending.over) and not reply.content.at_eof():
+        piece = await reply.content.readany()
         body += piece
+        if ending is not None:
+            ending.add(piece)
         if len(body) > most:
             reply.close()
             return None
     return bytes(body)
+
+
+def unpacked(headers: Mapping[str, str]) -> dict[str, str]:
+    """The ``headers`` of a reply whose body a library has unpacked already."""
+    return {name: value for name, value in headers.items() if name.lower() != "content-encoding"}
 
 
 def failure(endpoint: Endpoint, problem: Exception, replying: bool) -> tuple[str, str]:

@@ -19,6 +19,23 @@ KEPT_HEADERS = frozenset(
 """The reply headers that a trace keeps: those that say how it was carried. Cookies are not."""
 
 
+FRAMING_S = 0.2
+"""How long after its end marker the framing of a reply has to end: then its connection is kept."""
+
+LEFT_OPEN = 2
+"""A server that left so many replies open, one after the other, leaves them all open."""
+
+
+class Habits:
+    """How the server has ended its replies lately: so many in a row were ``left_open``."""
+
+    left_open = 0
+
+    @property
+    def leaves_open(self) -> bool:
+        return self.left_open >= LEFT_OPEN
+
+
 class Client(Protocol):
     """Streams replies and stamps what arrives. ``exchange`` never raises for what a server does."""
 

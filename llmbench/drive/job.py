@@ -157,14 +157,14 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
             case "aiohttp":
                 from llmbench.drive.aiohttp_client import AiohttpClient
 
-                return AiohttpClient(where, path, self._limits, clock)
+                return AiohttpClient(where, path, self._limits, clock, self._api.end_marker)
             case "openai":
                 from llmbench.drive.openai_client import OpenAIClient
 
                 return OpenAIClient(where, path, self._api.sdk, self._limits, clock)
             case _:
                 streams = () if self.facts.load.rate else self._streams
-                return WireClient(where, path, streams, self._limits, clock)
+                return WireClient(where, path, streams, self._limits, clock, self._api.end_marker)
 
     @cached_property
     def _is_marked(self) -> bool:

@@ -18,10 +18,11 @@ from typing import Any
 import msgspec
 import openai
 
+from llmbench.drive.aiohttp_client import unpacked
 from llmbench.drive.client import Recording, beginning, sleep_until
 from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import Endpoint
-from llmbench.drive.limits import Limits
+from llmbench.drive.limits import KEPT_BYTES, Limits
 from llmbench.drive.opening import Failure
 from llmbench.records import TOO_LARGE, Call, Integers, Trace
 
@@ -56,6 +57,7 @@ class OpenAIClient:
                 verify=endpoint.tls or True,
                 proxy=endpoint.proxy.url if endpoint.proxy else None,
                 trust_env=False,
+                follow_redirects=False,
                 event_hooks={"request": [self._address], "response": [self._limit]},
             ),
         )
@@ -89,7 +91,7 @@ class OpenAIClient:
         except openai.APIStatusError as refusal:
             recording.status = refusal.status_code
             recording.add(refusal.response.content, time.monotonic_ns())
-            for name, value in refusal.response.headers.items():
+            for name, value in unpacked(refusal.response.headers).items():
                 recording.keep_header(name, value)
         except (TimeoutError, openai.APITimeoutError):
             error, detail = "timeout", "the reply did not end in time"
@@ -113,13 +115,15 @@ class OpenAIClient:
             extra_headers={"X-Request-Id": call.request_id} | call.headers,
         )
         recording.status = stream.response.status_code
-        for name, value in stream.response.headers.items():
+        for name, value in unpacked(stream.response.headers).items():
             recording.keep_header(name, value)
         async for chunk in stream:
             recording.add(b"", time.monotonic_ns())
             chunks.append(chunk)
             if words := self._limits.exceeded(0, len(chunks)):
                 raise Failure(TOO_LARGE, words)
+        if not chunks:  # no stream, which the SDK does not mind; what it says is there to see
+            recording.add(bytes(stream.response.kept), time.monotonic_ns())
 
     async def _address(self, request: Any) -> None:
         """Send ``request`` where the target says, with the key and the headers that it says."""
@@ -132,14 +136,17 @@ class OpenAIClient:
 
     async def _limit(self, response: Any) -> None:
         """Have ``response`` end in ``Failure`` where it is too large, whoever reads it: the SDK may
-        read for long before it hands over a chunk."""
+        read for long before it hands over a chunk. Its first bytes are ``kept``."""
         read_raw = response.aiter_raw
+        kept = response.kept = bytearray()
 
         async def limited(chunk_size: int | None = None) -> AsyncGenerator[bytes, None]:
             size = 0
             async with aclosing(read_raw(chunk_size)) as pieces:
                 async for piece in pieces:
                     size += len(piece)
+                    if len(kept) < KEPT_BYTES:
+                        kept.extend(piece)
                     if words := self._limits.exceeded(size, 0):
                         raise Failure(TOO_LARGE, words)
                     yield piece

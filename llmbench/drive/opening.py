@@ -6,8 +6,10 @@ import re
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain, zip_longest
 from typing import Any
 
 from llmbench.drive.clock import stamp_segments
@@ -16,12 +18,18 @@ from llmbench.drive.proxy import Proxy, authority
 from llmbench.records import Connect
 
 CONNECT_TIMEOUT_S = 10.0
+HEAD_START_S = 0.25
+"""How long an address has to answer before the next one is tried beside it (RFC 8305, 5)."""
+
 READ_BYTES = 65_536
 MOST_HEAD_BYTES = 65_536
 """Of a proxy's answer."""
 
 _HTTP, _END_OF_HEAD = b"HTTP/1.", b"\r\n\r\n"
 _STATUS = re.compile(rb"HTTP/1\.\d (\d{3})\b")
+
+_answered: dict[tuple[str, int], Any] = {}
+"""The address of each host and port that answered last: it is tried first."""
 
 
 class Failure(Exception):  # noqa: N818 - a kind of failure and its words, as a trace keeps them
@@ -105,7 +113,9 @@ async def _open(endpoint: Endpoint) -> tuple[socket.socket, Tls | None, Connect,
     began_ns = time.monotonic_ns()
     addresses = await loop.getaddrinfo(first.host, first.port, type=socket.SOCK_STREAM)
     resolved_ns = time.monotonic_ns()
-    sock = await _first_to_answer(addresses)
+    last = _answered.get((first.host, first.port))
+    sock, tcp_ns, address = await _first_to_answer(in_order(addresses, last))
+    _answered[first.host, first.port] = address
     connected_ns = tunnelled_ns = secured_ns = time.monotonic_ns()
     stamped = stamp_segments(sock)
     tls = None
@@ -122,7 +132,7 @@ async def _open(endpoint: Endpoint) -> tuple[socket.socket, Tls | None, Connect,
         raise
     stages = Connect(
         dns_ns=resolved_ns - began_ns,
-        tcp_ns=connected_ns - resolved_ns,
+        tcp_ns=tcp_ns,
         proxy_ns=tunnelled_ns - connected_ns,
         tls_ns=secured_ns - tunnelled_ns,
     )
@@ -153,24 +163,65 @@ async def _open_tunnel(sock: socket.socket, proxy: Proxy, target: str) -> None:
         raise ConnectionError("it sent more than its answer to CONNECT")
 
 
-async def _first_to_answer(addresses: Sequence[Any]) -> socket.socket:
-    """A connection to the first of ``addresses``, as ``getaddrinfo`` gives them, that takes it."""
+def in_order(addresses: Sequence[Any], last: Any = None) -> list[Any]:
+    """``addresses`` in the order in which they are tried: the one that answered ``last``, then of
+    each family in turn, beginning with the family that the system prefers (RFC 8305, 4)."""
+    families = dict.fromkeys(family for family, *_ in addresses)
+    columns = [[each for each in addresses if each[0] == family] for family in families]
+    turns = [each for each in chain(*zip_longest(*columns)) if each is not None]
+    return sorted(turns, key=lambda each: each[-1] != last)  # which keeps the order of the others
+
+
+async def _first_to_answer(addresses: Sequence[Any]) -> tuple[socket.socket, int, Any]:
+    """A connection to the first of ``addresses``, as ``getaddrinfo`` gives them, that takes it; how
+    long that one took, and which it is. Each has a head start before the next."""
+    waiting = deque(addresses)
+    trying: set[asyncio.Task[tuple[socket.socket, int, Any]]] = set()
     problem = OSError("the name has no address")
-    for family, kind, protocol, _, address in addresses:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.get_running_loop().sock_connect(sock, address)
-        except OSError as refusal:
-            sock.close()
-            problem = refusal
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            return sock
-    raise problem
+    try:
+        while waiting or trying:
+            if waiting:
+                trying.add(asyncio.create_task(_connect(*waiting.popleft())))
+            head_start_s = HEAD_START_S if waiting else None
+            ended, _ = await asyncio.wait(
+                trying, timeout=head_start_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            for each in ended:
+                refusal = each.exception()
+                if refusal is None:
+                    trying.remove(each)
+                    return each.result()
+                if not isinstance(refusal, OSError):
+                    raise refusal
+                trying.remove(each)
+                problem = refusal
+        raise problem
+    finally:
+        for each in trying:
+            each.add_done_callback(_drop)
+            each.cancel()
+
+
+async def _connect(
+    family: int, kind: int, protocol: int, _: str, address: Any
+) -> tuple[socket.socket, int, Any]:
+    """A socket that is connected to ``address``, how long that took, and the address."""
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        began_ns = time.monotonic_ns()
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock, time.monotonic_ns() - began_ns, address
+
+
+def _drop(attempt: "asyncio.Task[tuple[socket.socket, int, Any]]") -> None:
+    """Close the socket of an ``attempt`` that answered too late."""
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result()[0].close()
 
 
 def _tls_words(problem: ssl.SSLError) -> str:

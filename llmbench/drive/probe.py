@@ -19,13 +19,15 @@ from yarl import URL
 from llmbench.apis import APIS, lenient, sse
 from llmbench.apis.chunks import MALFORMED
 from llmbench.apis.dialect import Dialect
+from llmbench.apis.ending import Ending
 from llmbench.apis.ladder import Answer, climb
 from llmbench.apis.refusals import Refusal, is_error, read_refusal
 from llmbench.apis.request import encode, path_of
-from llmbench.drive.aiohttp_client import address, failure, read_all, session
-from llmbench.drive.endpoint import BEARER, Endpoint
+from llmbench.drive.aiohttp_client import address, failure, read_all, session, unpacked
+from llmbench.drive.endpoint import BEARER, Endpoint, endpoint
 from llmbench.drive.limits import KEPT_BYTES, Limits
 from llmbench.drive.opening import Failure
+from llmbench.drive.redirects import MOST_REDIRECTS, REDIRECTS, followed, may_have_the_key, moved
 from llmbench.errors import Unmeasurable, UserError
 from llmbench.measure.timeline import decode
 from llmbench.plan import prompts
@@ -64,12 +66,16 @@ class Fit(Struct, frozen=True):
 
 
 class Probe:
-    """Asks one target one thing at a time. Use as an async context manager."""
+    """Asks one target one thing at a time. Use as an async context manager.
+
+    ``target`` and ``endpoint`` are where its requests go in the end: where the server redirects
+    them, it is asked there from then on, and ``redirected`` says so.
+    """
 
     def __init__(
         self,
         target: Target,
-        endpoint: Endpoint,
+        where: Endpoint,
         salt: str,
         limits: Limits,
         *,
@@ -79,9 +85,10 @@ class Probe:
     ) -> None:
         """``output_tokens`` and ``natural_stops`` are what the cells will ask for; ``say`` tells a
         person what is waited for."""
-        self._target = target
+        self.target = target
+        self.endpoint = where
+        self.redirected = ""
         self._limits = limits
-        self._endpoint = endpoint
         self._salt = salt
         self._asked = self._sent = 0
         self._api = APIS[target.api]
@@ -95,7 +102,7 @@ class Probe:
         self.first_token_s: float | None = None  # of the first reply, when nothing was warm
 
     async def __aenter__(self) -> "Probe":
-        self._session = session(self._endpoint, self._limits.whole_s, one_shot=True)
+        self._session = self._new_session()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -105,8 +112,8 @@ class Probe:
         """The model to ask for: the user's, else the only one the server lists."""
         if self.model:
             return self.model
-        url = self._endpoint.url + self._api.models_path
-        status, headers, body = await self._list(address(self._endpoint, self._api.models_path))
+        url = self.endpoint.url + self._api.models_path
+        status, headers, body = await self._list()
         if status in (401, 403, *BUSY):
             raise self._bad_status(status, headers, body)
         listed = self._api.model_ids(body) if status == 200 else []
@@ -116,7 +123,7 @@ class Probe:
         if listed:
             some = ", ".join(sorted(listed)[:8]) + (", …" if len(listed) > 8 else "")
             raise UserError(
-                f"{self._target.name} serves {len(listed)} models, choose one with --model: {some}"
+                f"{self.target.name} serves {len(listed)} models, choose one with --model: {some}"
             )
         if status != 200:
             raise self._unfound(
@@ -126,19 +133,21 @@ class Probe:
             )
         raise self._unmeasurable(f"{url} lists no model; name one with --model")
 
-    async def _list(self, url: URL) -> tuple[int, Mapping[str, str], bytes]:
+    async def _list(self) -> tuple[int, Mapping[str, str], bytes]:
         """The status, the headers and the body of the list of models."""
         for last in (False, True):
             try:
-                async with self._waiting(), self._session.get(url, headers=self._headers) as reply:
+                listing = self._asking("GET", self._api.models_path)
+                async with self._waiting(), listing as reply:
                     body = await read_all(reply, MOST_LISTED_BYTES)
             except (aiohttp.ClientError, OSError) as problem:
                 raise self._unreachable(problem) from None
             if last or not await self._paused(reply.status, reply.headers):
                 break
         if body is None:
+            url = self.endpoint.url + self._api.models_path
             raise self._unmeasurable(f"{url} does not end; name the model with --model")
-        return reply.status, reply.headers, self._endpoint.redacted(body)
+        return reply.status, reply.headers, self.endpoint.redacted(body)
 
     async def find_dialect(self) -> Dialect:
         """The richest dialect that the server takes, tried on a short prompt with the length that
@@ -177,7 +186,7 @@ class Probe:
 
     async def fit_prompt(self, wanted: int, content: Content = PLAIN) -> Fit:
         """A prompt that the server counts as ``wanted`` tokens, template and nonce included."""
-        return await fit(self._target.name, wanted, lambda words: self.count(words, content))
+        return await fit(self.target.name, wanted, lambda words: self.count(words, content))
 
     async def count(self, words: int, content: Content = PLAIN) -> int | None:
         """The tokens of a prompt of so many words; ``None`` where the server does not count. A
@@ -233,7 +242,7 @@ class Probe:
     async def _exchange(self, prompt: str, output_tokens: int, *, whole: bool = True) -> Trace:
         """One request and its reply, or of that the start where ``whole`` is not wanted. A server
         that asks for time is asked again, once. Raises ``Unmeasurable``."""
-        target, said = replace(self._target, model=self.model), [Message("user", prompt)]
+        target, said = replace(self.target, model=self.model), [Message("user", prompt)]
         self._sent += 1
         body = encode(target, said, output_tokens, self.dialect, self._content, self._marks)
         trace = await self._post(body, whole)
@@ -251,44 +260,100 @@ class Probe:
         error = detail = ""
         began_s = time.monotonic()
         limit = asyncio.timeout(self._limits.first_token_s)
-        post = self._session.post(
-            address(self._endpoint, path_of(self._target)),
-            data=body,
-            headers=self._headers,
-            allow_redirects=False,
-        )
+        ending = Ending(self._api.end_marker)
+        posting = self._asking("POST", path_of(self.target), body)
         try:
-            async with self._waiting(), limit, post as reply:
+            async with self._waiting(), limit, posting as reply:
                 async for piece in reply.content.iter_any():
                     heard += piece
+                    ending.add(piece)
                     if not begun and (self._has_begun(heard) or len(heard) > KEPT_BYTES):
                         begun = True
                         limit.reschedule(None)
                         if self.first_token_s is None and len(heard) <= KEPT_BYTES:
                             self.first_token_s = time.monotonic() - began_s
-                        if not whole:
-                            reply.close()
-                            break
+                    if ending.over or (begun and not whole):
+                        reply.close()
+                        break
                     if words := self._limits.exceeded(len(heard), 0):
                         raise Failure(TOO_LARGE, f"the reply is {words}")
         except Failure as problem:
             error, detail = problem.kind, problem.detail
             del heard[KEPT_BYTES:]
         except (aiohttp.ClientError, OSError) as problem:
-            error, detail = failure(self._endpoint, problem, replying=bool(heard))
+            error, detail = failure(self.endpoint, problem, replying=bool(heard))
             if limit.expired():
                 detail = self._limits.no_first_token.detail
             elif error == "timeout":
                 detail += f": --timeout is {self._limits.whole_s:g} s"
-        content = self._endpoint.redacted(bytes(heard))
+        content = self.endpoint.redacted(bytes(heard))
         if error and self._is_over(content):
             error = detail = ""
         if error and not self._has_begun(content) and self._error_in(content) is None:
             if error == TOO_LARGE:
                 raise self._unmeasurable(f"{self._url}: {detail}")
-            detail = self._endpoint.redacted(detail.encode()).decode()
-            raise unreachable(self._target, self._endpoint, error, detail)
-        return _as_trace(reply.status, dict(reply.headers), content, error, detail)
+            detail = self.endpoint.redacted(detail.encode()).decode()
+            raise unreachable(self.target, self.endpoint, error, detail)
+        return _as_trace(reply.status, unpacked(reply.headers), content, error, detail)
+
+    @asynccontextmanager
+    async def _asking(
+        self, method: str, path: str, body: bytes | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The reply to a request, which follows redirects with its method and body. Where the API's
+        own requests are redirected, all later ones go there at once."""
+        url = place = self.endpoint.url + path
+        where = address(self.endpoint, path)
+        for _ in range(MOST_REDIRECTS + 1):
+            asking = self._session.request(
+                method, where, data=body, headers=self._headers, allow_redirects=False
+            )
+            async with asking as reply:
+                if reply.status not in REDIRECTS:
+                    yield reply
+                    return
+                location = reply.headers.get("Location", "")
+            place = self._place(place, location)
+            where = URL(place, encoded=place.isascii())
+            if target := self._moved(method, place):
+                self.redirected = f"{url} redirects to {place}: requests go there at once"
+                self.target, self.endpoint = target, endpoint(target)
+                await self._session.close()
+                self._session = self._new_session()
+        raise self._unmeasurable(
+            f"{url} leads to more than {MOST_REDIRECTS} redirects, the last to {place}; give the "
+            "URL that answers as the target"
+        )
+
+    def _place(self, url: str, location: str) -> str:
+        """Where ``url`` redirects to. Raises ``Unmeasurable`` where that is no place to follow to,
+        such as another host, which the key is not for."""
+        try:
+            place = followed(url, location)
+        except ValueError:
+            words = f"{url} redirects to {location or 'nowhere'}, which is no URL"
+            raise self._unmeasurable(words) from None
+        if self.endpoint.redacted(place.encode()) != place.encode():
+            raise self._unmeasurable(f"{url} redirects to {place}, a place that repeats a secret")
+        if (self.endpoint.key or self.endpoint.secrets) and not may_have_the_key(url, place):
+            base = place.removesuffix(self._api.path).removesuffix("/models")
+            raise self._unmeasurable(
+                f"{url} redirects to {place}, and the key in {self.target.key_env} follows to no "
+                f"other host; if it is for that one, give {base} as the target"
+            )
+        return place
+
+    def _moved(self, method: str, place: str) -> Target | None:
+        """The target whose requests go to ``place``; ``None`` where that is about its list of
+        models alone."""
+        if method == "POST":
+            return moved(self.target, place, self._api.path)
+        if not place.endswith("/models"):
+            return None
+        return replace(self.target, url=place.removesuffix("/models"))
+
+    def _new_session(self) -> aiohttp.ClientSession:
+        return session(self.endpoint, self._limits.whole_s, one_shot=True)
 
     def _has_begun(self, body: bytes | bytearray) -> bool:
         """Whether a token is in the start of ``body``."""
@@ -303,7 +368,7 @@ class Probe:
     @asynccontextmanager
     async def _waiting(self) -> AsyncIterator[None]:
         """Tell a person what is waited for, where that takes long."""
-        words = f"waiting for {self._target.name} to answer (--timeout {self._limits.whole_s:g})"
+        words = f"waiting for {self.target.name} to answer (--timeout {self._limits.whole_s:g})"
         told = asyncio.get_running_loop().call_later(SILENT_S, self._say, words)
         try:
             yield
@@ -315,7 +380,7 @@ class Probe:
         pause_s = retry_after_s(headers) if status in BUSY else None
         if pause_s is None or pause_s > self._longest_pause_s:
             return False
-        self._say(f"{self._target.name} answered {status}: asking again in {pause_s:.3g} s")
+        self._say(f"{self.target.name} answered {status}: asking again in {pause_s:.3g} s")
         await asyncio.sleep(pause_s)
         return True
 
@@ -342,7 +407,7 @@ class Probe:
 
     @property
     def _url(self) -> str:
-        return self._endpoint.url + path_of(self._target)
+        return self.endpoint.url + path_of(self.target)
 
     @property
     def _marks(self) -> tuple[str, str]:
@@ -352,17 +417,17 @@ class Probe:
 
     @property
     def _headers(self) -> dict[str, str]:
-        return self._endpoint.filled(*self._marks)
+        return self.endpoint.filled(*self._marks)
 
     def _bad_status(self, status: int, headers: Mapping[str, str], body: bytes) -> Unmeasurable:
         hint = ""
         if status in (401, 403):
-            unset = "" if self._endpoint.key else ", which is not set"
-            hint = f" (the key comes from {self._target.key_env}{unset}; {self._way_of_key})"
+            unset = "" if self.endpoint.key else ", which is not set"
+            hint = f" (the key comes from {self.target.key_env}{unset}; {self._way_of_key})"
         elif status == 404:
             hint = f" (model '{self.model}', {self._url})"
-        elif status == 407 and self._endpoint.proxy is not None:
-            hint = f" (the proxy's user and password come from {self._endpoint.proxy.variable})"
+        elif status == 407 and self.endpoint.proxy is not None:
+            hint = f" (the proxy's user and password come from {self.endpoint.proxy.variable})"
         elif status in BUSY:
             hint = f" (Retry-After: {headers.get('retry-after', 'not said')})"
             if (pause_s := retry_after_s(headers)) and pause_s > self._longest_pause_s:
@@ -380,7 +445,7 @@ class Probe:
 
     @property
     def _way_of_key(self) -> str:
-        auth = self._endpoint.auth
+        auth = self.endpoint.auth
         name = auth if auth not in ("", BEARER) else " and ".join(self._api.headers("key"))
         return f"it is sent as {name}: --auth and --header say otherwise"
 
@@ -390,13 +455,13 @@ class Probe:
         return NotThere(str(problem)) if status in (404, 405) else problem
 
     def _unmeasurable(self, words: str) -> Unmeasurable:
-        told = self._endpoint.redacted(words.encode()).decode()  # a server may repeat the key
-        return Unmeasurable(f"{self._target.name}: {told}")
+        told = self.endpoint.redacted(words.encode()).decode()  # a server may repeat the key
+        return Unmeasurable(f"{self.target.name}: {told}")
 
     def _unreachable(self, problem: Exception) -> Unmeasurable:
-        kind, detail = failure(self._endpoint, problem, replying=False)
-        told = self._endpoint.redacted(detail.encode()).decode()
-        return unreachable(self._target, self._endpoint, kind, told)
+        kind, detail = failure(self.endpoint, problem, replying=False)
+        told = self.endpoint.redacted(detail.encode()).decode()
+        return unreachable(self.target, self.endpoint, kind, told)
 
 
 def unreachable(target: Target, endpoint: Endpoint, kind: str, detail: str) -> Unmeasurable:

@@ -45,7 +45,8 @@ class Asker(Protocol):
 
 class Reached(Struct, frozen=True):
     """A target that answers. ``endpoint`` is where, and ``hosted`` the engine that is called in its
-    place; ``process`` is that of an engine that llmbench started."""
+    place; ``process`` is that of an engine that llmbench started, and ``redirected`` says where
+    the server has its requests go instead of where they were to."""
 
     target: Target
     endpoint: Endpoint | None
@@ -53,6 +54,7 @@ class Reached(Struct, frozen=True):
     ask: Asker
     hosted: "HostedEngine | None"
     process: "EngineProcess | None"
+    redirected: str = ""
 
     @property
     def is_here(self) -> bool:
@@ -69,7 +71,7 @@ class Reached(Struct, frozen=True):
             model=self.target.model,
             dialect=self.dialect.name,
             exact_length=self.dialect.exact_length,
-            remarks=list(_remarks(self.target, plan.load.content)),
+            remarks=[*_remarks(self.target, plan.load.content), *filter(None, [self.redirected])],
         )
 
 
@@ -123,8 +125,8 @@ async def reach(
                 found = await _asked(stack, plain, loads, salt, limits, say)
             except NotThere:
                 raise problem from None
-        target, where, dialect, probe = found
-        yield Reached(target, where, dialect, probe, None, process)
+        target, dialect, probe = found
+        yield Reached(target, probe.endpoint, dialect, probe, None, process, probe.redirected)
 
 
 async def _asked(
@@ -134,7 +136,7 @@ async def _asked(
     salt: str,
     limits: Limits,
     say: Callable[[str], None],
-) -> tuple[Target, Endpoint, Dialect, Probe]:
+) -> tuple[Target, Dialect, Probe]:
     """Ask ``target`` what must be known of it. Raises ``NotThere`` where nothing answers there."""
     where = endpoint(target)
     probe = Probe(
@@ -149,8 +151,10 @@ async def _asked(
     await stack.enter_async_context(probe)
     model = await probe.find_model()
     dialect = await probe.find_dialect()
-    known = msgspec.structs.replace(target, model=model, provenance=_provenance(target, probe))
-    return known, where, dialect, probe
+    known = msgspec.structs.replace(
+        probe.target, model=model, provenance=_provenance(target, probe)
+    )
+    return known, dialect, probe
 
 
 async def _try_tunnel(target: Target, where: Endpoint) -> None:

@@ -7,6 +7,7 @@ cell.
 
 import asyncio
 import socket
+import struct
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -17,22 +18,31 @@ from typing import Any
 
 import httptools
 import numpy as np
+from msgspec.structs import replace
 
+from llmbench.apis.ending import DONE, Ending, EndMarker
 from llmbench.drive.barge_in import BargeIn
-from llmbench.drive.client import Recording
+from llmbench.drive.client import FRAMING_S, Habits, Recording
 from llmbench.drive.clock import ANCILLARY_BYTES, Clock
 from llmbench.drive.endpoint import Endpoint
 from llmbench.drive.limits import HEAD_BYTES, KEPT_BYTES, Limits
 from llmbench.drive.opening import READ_BYTES, Failure, Tls, open_socket
 from llmbench.drive.poller import Poller
 from llmbench.headers import overlaid
-from llmbench.records import TOO_LARGE, Call, Connect, Trace
+from llmbench.records import TOO_LARGE, Call, Connect, Reopened, Trace
 
 OPENING_AT_ONCE = 32
 
-# A chunked reply ends with an empty line, and an event's chunk hardly ever does. A shorter read
-# may be the rest of one.
+# A chunked reply ends with an empty line, and an event's chunk hardly ever does. A short read may
+# be the rest of one, or of an end marker.
 _EMPTY_LINE = b"\r\n\r\n"
+SHORT_BYTES = 32
+
+LASTED_NS = 1_000_000_000
+"""A connection that was closed sooner, though it was not used, is not opened ahead again."""
+
+_ACKED_AT = 120
+"""Where in the kernel's ``tcp_info`` it counts the bytes that were acknowledged."""
 
 # Every socket is read into one buffer, and what came is copied out: a bytes object that recv
 # allocates at full size and then shrinks leaves the heap in tatters.
@@ -41,7 +51,8 @@ _BUFFERS = [_VIEW]
 
 
 class WireClient:
-    """Connections to one endpoint, one for each stream of ``streams``."""
+    """Connections to one endpoint, one for each stream of ``streams``. Without any, as in an open
+    loop, a connection that the server closes is opened again at once, ahead of the next call."""
 
     settle = None
 
@@ -52,10 +63,14 @@ class WireClient:
         streams: Iterable[int],
         limits: Limits,
         clock: Clock,
+        marker: EndMarker = DONE,
     ) -> None:
         self._poller = Poller()
-        self._new = partial(_Connection, endpoint, path, limits, clock, self._poller)
+        self._new = partial(
+            _Connection, endpoint, path, limits, clock, self._poller, marker, Habits()
+        )
         self._connections = {stream: self._new() for stream in streams}
+        self._ahead = not self._connections
 
     async def open(self) -> None:
         """Connect every stream, a few at a time; one that fails tries again at its first call."""
@@ -71,9 +86,8 @@ class WireClient:
         await asyncio.gather(*(connect(each) for each in self._connections.values()))
 
     async def prepare(self, stream: int) -> None:
-        connection = self._connections[stream] = self._new()
-        with suppress(Failure):
-            await connection.connect()
+        connection = self._connections[stream] = self._new(ahead=self._ahead)
+        await connection.reopen()
 
     def expect(self, due_ns: int) -> None:
         self._poller.due_ns = due_ns
@@ -88,7 +102,7 @@ class WireClient:
 
     async def close(self) -> None:
         for connection in self._connections.values():
-            connection.close()
+            connection.leave()
         self._poller.close()
 
 
@@ -100,9 +114,21 @@ class _Connection:
     """One connection, which carries one exchange at a time and is opened again where need be."""
 
     def __init__(
-        self, endpoint: Endpoint, path: str, limits: Limits, clock: Clock, poller: Poller
+        self,
+        endpoint: Endpoint,
+        path: str,
+        limits: Limits,
+        clock: Clock,
+        poller: Poller,
+        marker: EndMarker,
+        habits: Habits,
+        ahead: bool = False,
     ) -> None:
         self._endpoint = endpoint
+        self._marker = marker
+        self._ends, self._word = (_EMPTY_LINE, *marker.ends), marker.word
+        self._habits = habits
+        self._ahead = ahead
         self._limits = limits
         self._clock = clock
         self._poller = poller
@@ -118,17 +144,35 @@ class _Connection:
         self._tls: Tls | None = None
         self._stages: Connect | None = None  # of the opening that no call has reported yet
         self._stamped = self._used = self._unsent = self._closes_silently = False
-        self._reply = _Reply(limits)
+        self._reopened: Reopened = ""  # why it is not open any longer
+        self._opening: asyncio.Task[None] | None = None
+        self._opened_ns = self._acked = 0
+        self._reply = _Reply(limits, marker)
         self._idle = True  # no exchange waits for what comes
         self._done: asyncio.Future[None] | None = None
+        self._patience: asyncio.TimerHandle | None = None
 
     async def connect(self) -> None:
         """Open the connection anew. Raises ``Failure``."""
         self.close()
-        self._sock, self._tls, self._stages, self._stamped = await open_socket(self._endpoint)
+        self._sock, self._tls, stages, self._stamped = await open_socket(self._endpoint)
+        self._stages = replace(stages, reopened=self._reopened) if self._reopened else stages
         self._recvmsg_into = self._sock.recvmsg_into
         self._used = False
+        self._reopened = ""
+        self._opened_ns = monotonic_ns()
         self._poller.add(self._sock.fileno(), self._readable)
+
+    async def reopen(self) -> None:
+        """Open the connection, if that can be; else the next exchange tries."""
+        with suppress(Failure):
+            await self.connect()
+
+    def leave(self) -> None:
+        """Close the connection for good."""
+        if self._opening is not None:
+            self._opening.cancel()
+        self.close()
 
     def close(self) -> None:
         if self._sock is not None:
@@ -142,34 +186,62 @@ class _Connection:
     async def exchange(self, call: Call) -> Trace:
         """Send ``call`` and read its reply to the end.
 
-        A server may close an idle connection at any time (RFC 9112, 9.6). A connection that turns
-        out closed before the first byte of a reply is opened again and the clock starts anew: the
-        server never worked on that request.
+        A server may close an idle connection at any time (RFC 9112, 9.6). A request that went out
+        on a connection just as it was closed, and never arrived, is sent again on a new one, and
+        its clock starts anew.
         """
         while True:
             reused = self._sock is not None and self._used
-            reply = self._reply = _Reply(self._limits)
+            reply = self._reply = _Reply(self._limits, self._marker)
             error = detail = ""
             try:
                 await self._attempt(call)
             except Failure as failure:
                 error, detail = failure.kind, failure.detail
             except asyncio.CancelledError:
-                error = "cancelled"
+                error = "" if reply.over else "cancelled"
             end_ns = monotonic_ns()
             if error == TOO_LARGE:
                 reply = self._reply = reply.beginning()
             if reused and error == "reset" and not reply.reads:
-                self.close()
                 self._closes_silently = True
-                continue
+                if self._never_arrived():
+                    self.close()
+                    self._reopened = "resent"
+                    continue
             ends = reply.recording.cut_at_ns or not reply.keeps_alive
             if error or ends or self._unsent or self._closes_silently:
                 self.close()
+            if self._sock is None and not (error or reply.recording.cut_at_ns):
+                self._lose("unfinished" if reply.left_open else "closed")
             recording = reply.seal(self._clock if self._stamped else None)
             return recording.trace(call, self._clock.zero_ns, end_ns, error, detail)
 
+    def _lose(self, why: Reopened) -> None:
+        """Note that the server does not keep the connection; open it again where that is to be done
+        ahead."""
+        self.close()
+        self._reopened = why
+        if self._ahead and (self._opening is None or self._opening.done()):
+            self._opening = self._loop.create_task(self.reopen())
+
+    def _never_arrived(self) -> bool:
+        """Whether nobody has worked on the request that was lost: the other side's kernel, which
+        says so within 40 ms of what it passes on, has acknowledged none of it."""
+        return self._bytes_acked() == self._acked
+
+    def _bytes_acked(self) -> int:
+        """How many bytes the other side has acknowledged; 0 where the system does not tell."""
+        if self._sock is None or not hasattr(socket, "TCP_INFO"):
+            return 0
+        told = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED_AT + 8)
+        acked: int = struct.unpack_from("Q", told, _ACKED_AT)[0] if len(told) > _ACKED_AT else 0
+        return acked
+
     async def _attempt(self, call: Call) -> None:
+        if self._opening is not None:
+            await self._opening
+            self._opening = None
         if self._sock is None:
             await self.connect()
         request = (
@@ -179,6 +251,8 @@ class _Connection:
         if self._tls is not None:
             request = self._tls.encrypt(request)
         self._reply.recording.connect, self._stages = self._stages, None
+        if self._used:
+            self._acked = self._bytes_acked()
         self._used = True
         self._done = self._loop.create_future()
         self._idle = False
@@ -195,6 +269,9 @@ class _Connection:
             await self._done
         finally:
             self._idle = True
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
             for timer in timers:
                 timer.cancel()
 
@@ -237,13 +314,18 @@ class _Connection:
             self._readable_tls(data, timespec)
             return
         if self._idle:
-            self.close()  # whatever a server says unasked, it is about to leave
+            self._lost_idle()  # whatever a server says unasked, it is about to leave
             return
         reply.reads.append((data, timespec, monotonic_ns(), self._poller.empty_at_ns))
         reply.size += size
         if reply.size > reply.check_at and self._is_beyond(reply):
             return
-        if reply.eager or data.endswith(_EMPTY_LINE) or size < len(_EMPTY_LINE):
+        if (
+            reply.eager
+            or size < SHORT_BYTES
+            or data.endswith(self._ends)
+            or (self._word and self._word in data)
+        ):
             self._parse()
 
     def _readable_tls(self, data: bytes, timespec: bytes) -> None:
@@ -256,7 +338,7 @@ class _Connection:
         if not plain:  # half a record, or none of the stream's: session tickets, a farewell
             return
         if self._idle:
-            self.close()
+            self._lost_idle()
             return
         reply = self._reply
         reply.reads.append((plain, timespec, read_at_ns, self._poller.empty_at_ns))
@@ -282,29 +364,53 @@ class _Connection:
             self._fail(Failure("protocol", f"not an HTTP reply: {problem}"))
             return
         if complete:
+            self._habits.left_open = 0
             self._finish()
+        elif self._reply.over:
+            self._await_framing()
         elif self._reply.size > HEAD_BYTES and not self._reply.headers_complete:
             words = f"no end of the headers within {HEAD_BYTES >> 10} KiB"
             self._fail(Failure("protocol", words))
 
+    def _await_framing(self) -> None:
+        """Give the framing of a reply that is over a moment to end; some servers never do."""
+        if self._habits.leaves_open:
+            self._end_unfinished()
+        elif self._patience is None:
+            self._patience = self._loop.call_later(FRAMING_S, self._end_unfinished)
+
+    def _end_unfinished(self) -> None:
+        self._habits.left_open += 1
+        self._reply.left_open = True
+        self._finish()
+
     def _closed(self) -> None:
         """The server closed the connection: the end of a reply that is delimited so."""
         if self._idle:
-            self.close()
+            self._lost_idle()
             return
         self._parse()
         if self._reply.ends_by_close:
             self._finish()
-        self._lost("the server closed the connection")
+        else:
+            self._lost("the server closed the connection")
 
     def _lost(self, words: str) -> None:
         """The connection is gone; so is the reply, unless it had ended before."""
         if self._idle:
-            self.close()
+            self._lost_idle()
         elif self._reply.headers_complete:
             self._fail(Failure("truncated", f"{words} in the middle of the reply"))
         else:
             self._fail(Failure("reset", words))
+
+    def _lost_idle(self) -> None:
+        """The connection is gone, between two requests."""
+        lasted = monotonic_ns() - self._opened_ns > LASTED_NS
+        if self._used or (self._ahead and lasted):
+            self._lose("closed")
+        else:
+            self.close()
 
     def _time_out(self) -> None:
         limit_s = self._limits.whole_s
@@ -340,8 +446,11 @@ class _Connection:
             self._done.set_result(None)
 
     def _fail(self, failure: Failure) -> None:
-        if self._reply.recording.cut_at_ns:  # however the server leaves now, it has stopped
-            self._finish()
+        if failure.kind != TOO_LARGE:
+            with suppress(httptools.HttpParserError):
+                self._reply.parse()
+        if self._reply.recording.cut_at_ns or self._reply.over:
+            self._finish()  # however the server leaves now, it has stopped
             return
         self._idle = True
         if self._done is not None and not self._done.done():
@@ -353,17 +462,21 @@ class _Reply:
 
     ``reads`` holds ``(data, timespec, read_at_ns, empty_at_ns)`` for each read, ``size`` what they
     brought. ``eager`` is true as long as any read may end the reply: until its headers are in, and
-    after that unless it is chunked.
+    after that unless it is chunked. ``left_open`` is true where it is over and the server did not
+    say so by its framing.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, marker: EndMarker) -> None:
         self._limits = limits
+        self._marker = marker
+        self._ending = Ending(marker)
+        self._looked_at = 0  # how many pieces of the body were searched for the marker
         self.reads: list[tuple[bytes, bytes, int, int]] = []
         self.size = 0
         self.check_at = limits.reads
         self.recording = Recording()
         self.eager = True
-        self.headers_complete = self.complete = self.keeps_alive = False
+        self.headers_complete = self.complete = self.keeps_alive = self.left_open = False
         self._framed = self._chunked = False
         self._pieces_after: list[int] = []  # how many pieces of the body each read completed
         self.on_body = self.recording.pieces.append
@@ -378,7 +491,7 @@ class _Reply:
 
     def beginning(self) -> "_Reply":
         """The first bytes of the reply, as a reply of their own; this one is over."""
-        first, ours, left = _Reply(self._limits), self.recording, KEPT_BYTES
+        first, ours, left = _Reply(self._limits, self._marker), self.recording, KEPT_BYTES
         first.recording.connect = ours.connect
         first.recording.sent_ns, first.recording.send_ns = ours.sent_ns, ours.send_ns
         for data, timespec, read_at_ns, empty_at_ns in self.reads:
@@ -390,7 +503,8 @@ class _Reply:
         return first
 
     def parse(self) -> bool:
-        """Parse the reads that have not been; whether the reply is complete."""
+        """Parse the reads that have not been; whether the reply is complete. Where it is not, see
+        whether it is over for all that."""
         pieces, after, feed = self.recording.pieces, self._pieces_after, self._parser.feed_data
         for data, _, _, _ in self.reads[len(after) :]:
             before = len(pieces)
@@ -400,7 +514,15 @@ class _Reply:
                 if len(pieces) > before + 1:  # each would take more memory than its bytes
                     pieces[before:] = [b"".join(pieces[before:])]
                 after.append(len(pieces))
+        if not self.complete and len(pieces) > self._looked_at:
+            self._ending.add(b"".join(pieces[self._looked_at :]))
+            self._looked_at = len(pieces)
         return self.complete
+
+    @property
+    def over(self) -> bool:
+        """Whether its end marker has come, as far as it has been parsed."""
+        return self._ending.over
 
     @property
     def ends_by_close(self) -> bool:

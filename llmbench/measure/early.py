@@ -3,7 +3,7 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
-from llmbench.apis import lenient, sse
+from llmbench.apis import bodies, lenient, sse
 from llmbench.records import Event, Kind, Trace
 
 Decode = Callable[[Sequence[sse.ServerSentEvent]], list[Event]]
@@ -15,7 +15,7 @@ def first_token_ns(trace: Trace, decode_events: Decode) -> int | None:
     """When the first generated token came, from ``due`` where there is one, else from ``sent``;
     ``None`` for a reply without one."""
     for body in (trace.body[:_START_BYTES], trace.body):
-        events = sse.parse(body)
+        events = sse.parse(body) or bodies.document(body)
         for (end, _, _), event in zip(events, decode_events(events), strict=True):
             if event.kind & Kind.GENERATED:
                 late_ns = trace.sent_ns - trace.due_ns if trace.due_ns is not None else 0
@@ -34,7 +34,7 @@ def heard(trace: Trace) -> bytes:
 def reply_text(body: bytes, decode_events: Decode) -> str | None:
     """The answer in a reply, without reasoning; ``None`` for one without, which no server lets a
     user say back to it, and for one that says it has failed."""
-    events = decode_events(sse.parse(body))
+    events = decode_events(sse.parse(body) or bodies.document(body))
     if any(event.kind & Kind.ERROR for event in events):
         return None
     return lenient.joined([event.answer for event in events]) or None

@@ -73,7 +73,7 @@ def _add_rates(row: Cell, cells: Sequence[Cell]) -> None:
     windows = np.array([cell.window_s or 0.0 for cell in cells])
     row.window_s = float(windows.sum()) or None
     row.warmup_removed = sum(cell.warmup_removed for cell in cells)
-    for name in ("otps", "requests_per_s", "chars_per_s", "in_flight", "arrivals_per_s"):
+    for name in ("otps", "requests_per_s", "chars_per_s", "in_flight", "opening", "arrivals_per_s"):
         values = [getattr(cell, name) for cell in cells]
         if row.window_s and None not in values:
             setattr(row, name, float(np.dot(values, windows) / row.window_s))

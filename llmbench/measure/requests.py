@@ -4,6 +4,7 @@ to sort, where a million objects would fill the memory.
 What is unknown is NaN in a column of floats and ``UNKNOWN`` in one of whole numbers.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import islice
@@ -391,3 +392,8 @@ def connects(requests: Requests) -> list[Connect]:
 def known(values: Reals) -> Floats:
     """``values`` without those that are unknown."""
     return np.asarray(values[~np.isnan(values)])
+
+
+def reopened(requests: Requests) -> dict[str, int]:
+    """How many of ``requests`` a stream had to open a connection anew for, by why."""
+    return dict(Counter(each.reopened for each in connects(requests) if each.reopened))

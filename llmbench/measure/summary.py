@@ -16,7 +16,7 @@ from llmbench.measure.energy import joules_per_token
 from llmbench.measure.goodput import goodput
 from llmbench.measure.latencies import add_latencies, latency_block, with_lost
 from llmbench.measure.rates import add_growth, add_rate_intervals, add_rates, due_ns, window_of
-from llmbench.measure.requests import Requests, connects
+from llmbench.measure.requests import Requests, connects, reopened
 from llmbench.measure.ruler import from_evidence
 from llmbench.measure.settling import add_drift, without_warmup
 from llmbench.measure.shared import Shared
@@ -85,6 +85,7 @@ def add_distributions(cell: Cell, facts: CellFacts, measured: Requests, good: Re
     """What is pooled over the measured requests, of one run or of several, in the order of time;
     ``good`` are those of them that did not fail."""
     cell.requests = _count(measured)
+    cell.reopened = reopened(measured) or None
     cell.ruler = from_evidence(good)
     _lengths(cell, facts, good)
     add_latencies(cell, measured)
@@ -232,9 +233,9 @@ def _gaps(cell: Cell, measured: Requests, good: Requests) -> None:
 
 def add_connects(cell: Cell, opened: Sequence[Connect]) -> None:
     """What it took to open connections, most of them before the warm-up."""
-    if opened:
+    if timed := [each for each in opened if each.total_ns]:  # some clients open them out of sight
         cell.connect_ms = {
-            stage: block(np.array([getattr(each, f"{stage}_ns") / 1e6 for each in opened]))
+            stage: block(np.array([getattr(each, f"{stage}_ns") / 1e6 for each in timed]))
             for stage in ("dns", "tcp", "proxy", "tls")
         }
 

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from itertools import pairwise
 from typing import Any
 
-from llmbench.apis import lenient, sse
+from llmbench.apis import bodies, lenient, sse
 from llmbench.apis.chunks import MALFORMED, error_message
 from llmbench.measure.early import heard
 from llmbench.measure.usage import hidden_tokens, is_cumulative, running_sum, usage_of
@@ -41,13 +41,13 @@ def decode(
     the read that holds its last byte; where a read completes several content events, its stamp is
     that of the last one, and the others may be older by up to the read's slack.
     """
-    if trace.status != HTTPStatus.OK or not _is_event_stream(trace):
+    events = _events(trace)
+    if events is None:
         failure, detail = _failed_without_a_stream(trace)
         return Timeline(
             at_ns=array("q"), slack_ns=array("q"), lag_ns=array("q"), failure=failure, detail=detail
         )
     reads = trace.reads
-    events = sse.parse(trace.body)
     if trace.cut_ns is not None:
         events = [event for event in events if event[0] <= len(heard(trace))]
     ends = reads.end
@@ -156,13 +156,13 @@ def _counts(running: Integers) -> bool:
     return bool(running) and running[0] > 0 and running[-1] >= len(running)
 
 
-def _is_event_stream(trace: Trace) -> bool:
-    """Whether a reply is one, by how it begins, or by its headers where it never did."""
+def _events(trace: Trace) -> list[sse.ServerSentEvent] | None:
+    """The events of the reply; ``None`` where it is no stream of them."""
     headers = trace.headers
-    return sse.is_stream(trace.body) or (
-        headers.get("content-type", "").lower().startswith("text/event-stream")
-        and headers.get("content-encoding", "identity").lower() == "identity"
-    )
+    encoded = headers.get("content-encoding", "identity").lower() != "identity"
+    if trace.status != HTTPStatus.OK or encoded:
+        return None
+    return bodies.events(trace.body, headers.get("content-type", ""))
 
 
 def _failed_without_a_stream(trace: Trace) -> tuple[str, str]:
@@ -180,6 +180,8 @@ def _failed_without_a_stream(trace: Trace) -> tuple[str, str]:
     if encoding := trace.headers.get("content-encoding"):
         content_type = f"{encoding}-encoded {content_type}"
     words = "" if encoding else _quoted(trace.body)
+    if bodies.is_page(trace.body):
+        words = f"; it is {bodies.PAGE}"
     return "not-a-stream", f"the reply is {content_type}, not text/event-stream{words}"
 
 

@@ -23,6 +23,8 @@ FEWEST_FOR_P99 = 300
 more, is not the load that was asked for: by the p99 of the lag, or where that is one hiccup or two,
 by its p95."""
 
+NEARLY_ALL = 0.9
+
 OVERLOADED, BUSY = "client saturated", "machine busy"
 INSECURE = "no TLS certificate was verified (--insecure)"
 
@@ -135,7 +137,8 @@ def _underloaded(cell: Cell, facts: CellFacts) -> str:
         return ""  # what fails is counted as failed; the load that it leaves out is its doing
     if facts.load.batch_size or (content.turns > 1 and content.think_time):
         return ""  # between two batches nothing is in flight, nor while users think
-    if abs(cell.in_flight - asked) <= LOAD_TOLERANCE * asked:
+    kept = cell.in_flight + (cell.opening or 0.0)  # what a server closes is no fault of the load
+    if abs(kept - asked) <= LOAD_TOLERANCE * asked:
         return ""
     return (
         f"{cell.in_flight:.1f} requests were in flight on average, not {asked}: the client or its "
@@ -187,8 +190,36 @@ def _notes(cell: Cell, facts: CellFacts) -> list[str]:
             f"{cell.delayed_ack_share:.0%} of the gaps are 38–45 ms: the server waits for delayed "
             "ACKs (set TCP_NODELAY there)"
         )
+    notes += _connection_notes(cell, facts)
     if cell.requests.failures.get("http-429"):
         notes.append("rate-limited: the server answered 429")
+    return notes
+
+
+def _connection_notes(cell: Cell, facts: CellFacts) -> list[str]:
+    """What the server did to connections that the client would have used again."""
+    counts, sent = cell.reopened or {}, cell.requests.sent
+    notes = []
+    if closed := counts.get("closed", 0):
+        firsts = 0 if facts.load.rate else facts.load.concurrency
+        each = closed >= NEARLY_ALL * max(sent - firsts, 1)
+        notes.append(
+            "the server closes after each reply: connections are opened anew before a request's "
+            "clock starts (connect_ms)"
+            if each
+            else f"the server had closed the connection of {closed} requests: a new one was opened "
+            "before their clock started (connect_ms)"
+        )
+    if left := counts.get("unfinished", 0):
+        notes.append(
+            f"the server leaves replies open after their end marker: over there, and {left} "
+            "requests needed a new connection"
+        )
+    if resent := counts.get("resent", 0):
+        notes.append(
+            f"{resent} requests were sent again, on a new connection: the server had closed theirs "
+            "without a word of a reply"
+        )
     return notes
 
 
