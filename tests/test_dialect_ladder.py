@@ -674,7 +674,8 @@ async def test_an_api_brings_its_own_rungs(monkeypatch: pytest.MonkeyPatch) -> N
         Dialect("full", "most", {"temperature": 0, "extra": {"counts": True}}),
         Dialect("plain", "most", {}),
     )
-    monkeypatch.setitem(APIS, "chat", APIS["chat"]._replace(dialects=rungs))
+    known_apis = {"chat": APIS["chat"]._replace(dialects=rungs)}
+    monkeypatch.setattr("llmbench.drive.probe.APIS", known_apis)
 
     def answers(asked: Fields, _: int) -> bytes:
         known = {"max_tokens": asked["most"]}

@@ -160,9 +160,9 @@ def _events(trace: Trace) -> list[sse.ServerSentEvent] | None:
     """The events of the reply; ``None`` where it is no stream of them."""
     headers = trace.headers
     encoded = headers.get("content-encoding", "identity").lower() != "identity"
-    if trace.status != HTTPStatus.OK or encoded:
+    if trace.status != HTTPStatus.OK:
         return None
-    return bodies.events(trace.body, headers.get("content-type", ""))
+    return bodies.events(trace.body, "" if encoded else headers.get("content-type", ""))
 
 
 def _failed_without_a_stream(trace: Trace) -> tuple[str, str]:
