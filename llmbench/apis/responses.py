@@ -23,7 +23,7 @@ DIALECTS = (
     Dialect(
         name="exact",
         limit="max_output_tokens",
-        fields={"temperature": 0, "ignore_eos": True, "cache_prompt": False, "store": False},
+        fields={"temperature": 0, "ignore_eos": True, "cache_prompt": False, **_STREAM},
         exact_length=True,
     ),
     Dialect(name="standard", limit="max_output_tokens", fields={"temperature": 0, **_STREAM}),
