@@ -285,6 +285,7 @@ def test_reasoning_that_is_streamed_in_part_withholds_what_it_would_spoil() -> N
     assert cell.e2e_ms is not None
     assert (cell.tpot_ms, cell.itl_ms, cell.otps_per_user) == (None, None, None)
     assert (cell.otps, cell.otps_end_to_end, cell.otps_ci95) == (None, None, None)
+    assert cell.tokens_per_event is None
     assert any("8 replies have tokens that came in no event" in each for each in cell.notes)
 
 
