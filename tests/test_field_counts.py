@@ -128,6 +128,7 @@ DETAILS = CompletionDetails(30)
         ([Usage(100, 5, SPLIT, None, 105)], Usage(100, 5, SPLIT, None, 105)),
         ([Usage(100, 5, SPLIT, None, 195)], Usage(190, 5, SPLIT, None, 195)),
         ([Usage(10, 5, SPLIT)], Usage(100, 5, SPLIT)),
+        ([Usage(0, 5, SPLIT)], Usage(90, 5, SPLIT)),
         # both beside
         ([Usage(10, 5, SPLIT, DETAILS, 135)], Usage(100, 35, SPLIT, DETAILS, 135)),
     ],
