@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from llmbench.apis import APIS, lenient, sse
 from llmbench.apis.chunks import decode_all
+from llmbench.measure import speech
 from llmbench.measure.early import reply_text
 from llmbench.measure.timeline import decode
 from llmbench.records import Event, Kind, Reads, Timeline, Trace, Usage
@@ -139,6 +140,24 @@ def test_the_halves_of_a_surrogate_pair() -> None:
     told = timeline(body)
     assert (len(told.at_ns), told.failure) == (3, "")
     assert reply_text(body, CHAT) == "😀\ufffd"
+
+
+def test_a_lone_half_can_be_spoken() -> None:
+    body = delta(content="Hello \ud83d") + delta(content="\ude00 there. And so on.") + GOOD
+    trace = Trace(
+        cell=0,
+        index=0,
+        stream=0,
+        phase="measured",
+        sent_ns=0,
+        end_ns=9 * MS,
+        status=200,
+        headers={"content-type": "text/event-stream"},
+        reads=Reads(array("q", [len(body)]), array("q", [MS]), array("q", [0]), array("q", [0])),
+        body=body,
+    )
+    told, spoken = speech.read(trace, CHAT)
+    assert speech.speech(spoken, speech.Manner(), told.failure).ttsc_s == 0.001
 
 
 def test_what_is_said_back_is_the_answer_alone() -> None:
