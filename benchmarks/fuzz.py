@@ -18,7 +18,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
+from itertools import islice, product
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -36,7 +36,8 @@ SLOW_S = 5.0
 
 BATCH = 500
 MUTANTS = 19
-"""Of each stream that is made up; every position of a short one is cut, which is more."""
+"""Of each stream that is made up, where positions are drawn: in every other batch. The others take
+one stream after the other through every position."""
 
 WORDS = (
     "Hi",
@@ -153,8 +154,9 @@ class Server:
         return {"prompt_tokens": 7, "completion_tokens": said, "completion_tokens_details": details}
 
 
-def mutants(body: bytes, chance: random.Random) -> Iterator[Reply]:
-    """``body`` with each, or some, of its byte positions cut, split, doubled or changed."""
+def mutants(body: bytes, chance: random.Random, *, every: bool) -> Iterator[Reply]:
+    """``body`` with ``every`` one of its byte positions cut, split, doubled and changed, in turn,
+    or with one that is drawn, without end."""
     ways: dict[str, Callable[[int], bytes]] = {
         "ends at": lambda at: body[:at],
         "without byte": lambda at: body[:at] + body[at + 1 :],
@@ -164,6 +166,10 @@ def mutants(body: bytes, chance: random.Random) -> Iterator[Reply]:
         "doubled up to": lambda at: body[:at] + body,
         "changed byte": lambda at: body[:at] + bytes([chance.randrange(256)]) + body[at + 1 :],
     }
+    if every:
+        for how, at in product(ways, range(len(body))):
+            yield Reply(ways[how](at), f"{how} {at}")
+        return
     while body:
         how = chance.choice(list(ways))
         at = chance.randrange(len(body))
@@ -176,7 +182,8 @@ def streams(seed: int, number: int) -> Iterator[Reply]:
     while True:
         body = Server(chance).body()
         yield Reply(body, "as made")
-        yield from islice(mutants(body, chance), MUTANTS)
+        every = number % 2 == 1
+        yield from islice(mutants(body, chance, every=every), None if every else MUTANTS)
 
 
 # ── the oracle ───────────────────────────────────────────────────────────────────────────────────

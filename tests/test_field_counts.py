@@ -128,6 +128,7 @@ DETAILS = CompletionDetails(30)
         ([Usage(100, 5, SPLIT, None, 105)], Usage(100, 5, SPLIT, None, 105)),
         ([Usage(100, 5, SPLIT, None, 195)], Usage(190, 5, SPLIT, None, 195)),
         ([Usage(10, 5, SPLIT)], Usage(100, 5, SPLIT)),
+        ([Usage(0, 5, SPLIT)], Usage(90, 5, SPLIT)),
         # both beside
         ([Usage(10, 5, SPLIT, DETAILS, 135)], Usage(100, 35, SPLIT, DETAILS, 135)),
     ],
@@ -285,6 +286,7 @@ def test_reasoning_that_is_streamed_in_part_withholds_what_it_would_spoil() -> N
     assert cell.e2e_ms is not None
     assert (cell.tpot_ms, cell.itl_ms, cell.otps_per_user) == (None, None, None)
     assert (cell.otps, cell.otps_end_to_end, cell.otps_ci95) == (None, None, None)
+    assert cell.tokens_per_event is None
     assert any("8 replies have tokens that came in no event" in each for each in cell.notes)
 
 

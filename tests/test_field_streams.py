@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from llmbench.apis import APIS, bodies, lenient, sse
 from llmbench.apis.chunks import decode_all
+from llmbench.measure import speech
 from llmbench.measure.early import reply_text
 from llmbench.measure.timeline import decode
 from llmbench.records import Event, Kind, Reads, Timeline, Trace, Usage
@@ -139,6 +140,24 @@ def test_the_halves_of_a_surrogate_pair() -> None:
     told = timeline(body)
     assert (len(told.at_ns), told.failure) == (3, "")
     assert reply_text(body, CHAT) == "😀\ufffd"
+
+
+def test_a_lone_half_can_be_spoken() -> None:
+    body = delta(content="Hello \ud83d") + delta(content="\ude00 there. And so on.") + GOOD
+    trace = Trace(
+        cell=0,
+        index=0,
+        stream=0,
+        phase="measured",
+        sent_ns=0,
+        end_ns=9 * MS,
+        status=200,
+        headers={"content-type": "text/event-stream"},
+        reads=Reads(array("q", [len(body)]), array("q", [MS]), array("q", [0]), array("q", [0])),
+        body=body,
+    )
+    told, spoken = speech.read(trace, CHAT)
+    assert speech.speech(spoken, speech.Manner(), told.failure).ttsc_s == 0.001
 
 
 def test_what_is_said_back_is_the_answer_alone() -> None:
@@ -299,6 +318,9 @@ def test_what_nobody_could_read_is_quoted() -> None:
     words = "the reply is text/html, not text/event-stream: <h1>No quota</h1>"
     assert failed(b"<h1>No quota</h1>", headers=html) == ("not-a-stream", words)
     assert failed(b"out of memory")[1].endswith("[DONE]: out of memory")
+    quota = json.dumps({"code": 1113, "msg": "insufficient quota", "more": "x" * 999}).encode()
+    json_type = {"content-type": "application/json"}
+    assert failed(quota, headers=json_type)[1].endswith("event-stream: insufficient quota")
 
 
 # ---- an exact length
@@ -342,3 +364,50 @@ def test_joined_texts_can_be_written(texts: list[str]) -> None:
     plain = "".join(texts)
     if not any("\ud800" <= char <= "\udfff" for char in plain):
         assert whole == plain
+
+
+# ---- over sockets
+
+SWEEP = ("--output-tokens", 8, "--prompt-tokens", 32, "--no-calibrate", "--format", "json")
+
+
+def test_replies_that_end_badly_fail_by_kind(threaded: Any, run_llmbench: Any) -> None:
+    bad: list[tuple[str, bytes]] = [
+        ("text/event-stream", SAID + finish("abort") + usage(1) + DONE),
+        ("text/event-stream", SAID + finish("stop", native_finish_reason="network_error") + DONE),
+        ("text/event-stream", SAID + b"error: " + json.dumps(FULL).encode() + b"\n\n" + DONE),
+        ("text/event-stream", LINE),
+        ("application/json", LINE),
+        ("text/event-stream", SAID + finish("stop") + usage(1) + DONE),
+    ]
+    timed: list[int] = []
+
+    def answer(asked: Any) -> tuple[int, str, bytes]:
+        if "x-request-id" in asked.headers:
+            timed.append(asked.number)
+            if len(timed) % 2 == 0 and bad:
+                return 200, *bad.pop(0)
+        return 200, "", asked.good()
+
+    target = ("--target", threaded(answer).url, "--concurrency", 1, "--requests", 14)
+    done = run_llmbench("sweep", *target, "--warmup", 0, *SWEEP)
+    asked = done.cells[0]["requests"]
+    assert (done.code, asked["ok"]) == (4, 8)
+    assert asked["failures"] == {"stream-error": 3, "abort": 1, "error": 1, "short": 1}
+    assert asked["details"]["stream-error"] == "context is full"
+
+
+def test_every_client_reads_what_its_sdk_does(threaded: Any, run_llmbench: Any) -> None:
+    def answer(asked: Any) -> tuple[int, str, bytes]:
+        odd = delta(content=6) + delta(content="\ud83d") + delta(content="\ude00")
+        if asked.document["max_tokens"] < 8:
+            return 200, "text/event-stream", asked.good()
+        wanted = b'"completion_tokens": 8'
+        said = asked.good().replace(wanted, b'"completion_tokens": 11')
+        return 200, "text/event-stream", odd + said
+
+    target = ("--target", threaded(answer).url, "--concurrency", 1, "--requests", 2)
+    clients = ("--client", "wire,aiohttp,openai", "--turns", 2)
+    cells = run_llmbench("sweep", *target, *clients, "--warmup", 0, *SWEEP).cells
+    assert [each["requests"]["failed"] for each in cells] == [0, 0, 0]
+    assert [each["tokens_per_event"] for each in cells] == [1, 1, 1]

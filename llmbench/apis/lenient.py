@@ -198,7 +198,7 @@ def states_error(document: Any) -> bool:
 
 def clean(text: str) -> str:
     """``text`` with what cannot be written as UTF-8 replaced."""
-    return text.encode("utf-8", "replace").decode()
+    return joined([text])
 
 
 def joined(texts: list[str]) -> str:

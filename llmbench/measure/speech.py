@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from msgspec import Struct
 
+from llmbench.apis.lenient import clean
 from llmbench.apis.sse import ServerSentEvent
 from llmbench.measure import sentences
 from llmbench.measure.statistics import Floats
@@ -120,7 +121,7 @@ def read(trace: Trace, decode_events: Decode) -> tuple[Timeline, Answer]:
     reads = np.searchsorted(np.asarray(trace.reads.end), [end for end, _ in decoded]).tolist()
     times = [trace.reads.at_ns[each] + late_ns for each in reads]
     told = [(at_ns, event) for at_ns, (_, event) in zip(times, decoded, strict=True)]
-    answers = [(at_ns, event.answer) for at_ns, event in told if event.kind & Kind.ANSWER]
+    answers = [(at_ns, clean(event.answer)) for at_ns, event in told if event.kind & Kind.ANSWER]
     return timeline, Answer(
         texts=[text for _, text in answers],
         at_ns=[at_ns for at_ns, _ in answers],

@@ -25,6 +25,7 @@ from llmbench.measure.step import add_step
 from llmbench.measure.turns import cached_share, prompt_range, range_of, tpot_by_length, turns
 from llmbench.plan.arrivals import read_rate
 from llmbench.records import (
+    UNKNOWN_TOKENS,
     Cell,
     CellFacts,
     Connect,
@@ -256,7 +257,8 @@ def _lengths(cell: Cell, facts: CellFacts, good: Requests) -> None:
     sources = Counter(good.token_source.tolist())
     cell.token_source = sources.most_common(1)[0][0] if sources else None
     events = int(good.events.sum())
-    cell.tokens_per_event = int(good.seen_tokens.sum()) / events if events else None
+    known = events and not (good.hidden_tokens == UNKNOWN_TOKENS).any()
+    cell.tokens_per_event = int(good.seen_tokens.sum()) / events if known else None
     hidden = good.hidden_tokens[good.hidden_tokens > 0]
     cell.hidden_tokens = range_of(hidden)
     _cached(cell, facts, good)

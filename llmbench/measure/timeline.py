@@ -28,7 +28,8 @@ _ENDED_BADLY = re.compile(
 """Of finish reasons, in whatever words: there is no telling what the rest would have been."""
 
 LONGEST_KIND = 40
-QUOTED_BYTES = 120
+QUOTABLE_BYTES = 4096
+QUOTED_CHARS = 120
 
 
 def decode(
@@ -187,8 +188,8 @@ def _failed_without_a_stream(trace: Trace) -> tuple[str, str]:
 
 def _quoted(body: bytes) -> str:
     """What is to be said of a ``body`` that nobody could read: what it says itself."""
-    words = error_message(body[:QUOTED_BYTES])
-    return f": {words}" if words else ""
+    words = error_message(body[:QUOTABLE_BYTES])
+    return f": {words[:QUOTED_CHARS]}" if words else ""
 
 
 def _error_in(body: bytes) -> str:
@@ -240,5 +241,6 @@ def _short(trace: Trace, tokens: int | None, events: int, finish: str) -> tuple[
         return "", ""
     return "short", (
         f"the reply stopped after {tokens} of {trace.exact_tokens} tokens (finish_reason "
-        f"'{finish}') in spite of ignore_eos; --natural-stops measures replies as they end"
+        f"'{finish}'), though the server takes ignore_eos; --natural-stops measures replies as "
+        "they end"
     )

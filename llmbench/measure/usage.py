@@ -106,7 +106,7 @@ def _with_parts_inside(usage: Usage) -> Usage:
         completion += reasoning
     elif reasoning > completion:
         changes["completion_tokens_details"] = CompletionDetails(completion)
-    if cached and prompt and cached_apart and apart:
+    if cached and cached_apart and apart:
         prompt += cached
     elif cached > prompt > 0:
         changes["prompt_tokens_details"] = PromptDetails(prompt)
