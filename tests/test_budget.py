@@ -421,7 +421,7 @@ def test_where_nothing_was_answered_one_line_says_why(
     run_llmbench(*sweep, "--no-calibrate", "--out", run_dir)
     done = in_process("budget", run_dir, "--budget", "60s")
     assert (done.code, done.out) == (3, "")
-    assert "the connection closed in the middle of the reply" in done.err
+    assert "in the middle of the reply" in done.err
     assert len(done.err.splitlines()) == 1
     told = in_process("budget", run_dir, "--budget", "60s", "--format", "json")
     assert told.code == 3
