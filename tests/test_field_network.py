@@ -698,6 +698,14 @@ async def test_a_probe_is_over_at_the_marker_too(case: str) -> None:
         assert await probe.find_dialect() == DIALECTS[0]
 
 
+async def test_a_probe_does_not_wait_behind_an_error_that_is_left_open() -> None:
+    said = sse({"error": {"message": "no such model"}}, "[DONE]")
+    answer = answering(CHUNKED, chunk(said))
+    async with raw_server(answer) as raw, probing(raw.url, model="m") as probe:
+        with pytest.raises(Unmeasurable, match="no such model"):
+            await probe.find_dialect()
+
+
 def test_a_sweep_says_where_its_requests_go(
     run_llmbench: Llmbench, threaded: Any, tmp_path: Any
 ) -> None:

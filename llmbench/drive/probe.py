@@ -52,10 +52,10 @@ class Probe:
     """
 
     def __init__(self, target: Target, where: Endpoint, salt: str, limits: Limits) -> None:
-        self.target = target
-        self.endpoint = where
-        self.redirected = ""
+        self._target = target
         self._limits = limits
+        self._endpoint = where
+        self.redirected = ""
         self._salt = salt
         self._asked = 0
         self._api = APIS[target.api]
@@ -71,17 +71,25 @@ class Probe:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
+    @property
+    def target(self) -> Target:
+        return self._target
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._endpoint
+
     async def find_model(self) -> str:
         """The model to ask for: the user's, else the only one the server lists."""
         if self.model:
             return self.model
-        url = f"{self.endpoint.url}/models"
+        url = f"{self._endpoint.url}/models"
         try:
             async with self._asking("GET", "/models") as reply:
                 found = await read_all(reply, MOST_LISTED_BYTES)
                 if found is None:
                     raise self._unmeasurable(f"{url} does not end; name the model with --model")
-                body = self.endpoint.redacted(found)
+                body = self._endpoint.redacted(found)
                 if reply.status in (401, 403):
                     raise self._unmeasurable(self._refusal(reply.status, body))
                 listed = _model_ids(body) if reply.status == 200 else []
@@ -93,7 +101,7 @@ class Probe:
         if listed:
             some = ", ".join(sorted(listed)[:8]) + (", …" if len(listed) > 8 else "")
             raise UserError(
-                f"{self.target.name} serves {len(listed)} models, choose one with --model: {some}"
+                f"{self._target.name} serves {len(listed)} models, choose one with --model: {some}"
             )
         if reply.status != 200:
             raise self._unmeasurable(
@@ -117,7 +125,7 @@ class Probe:
 
     async def fit_prompt(self, wanted: int, content: Content = PLAIN) -> Fit:
         """A prompt that the server counts as ``wanted`` tokens, template and nonce included."""
-        return await fit(self.target.name, wanted, lambda words: self.count(words, content))
+        return await fit(self._target.name, wanted, lambda words: self.count(words, content))
 
     async def count(self, words: int, content: Content = PLAIN) -> int | None:
         """The tokens of a prompt of so many words; ``None`` where the server does not count."""
@@ -147,19 +155,20 @@ class Probe:
         body = self._api.encode(self.model, said, output_tokens, self.dialect, PLAIN)
         ending = Ending(self._api.end_marker)
         try:
-            path = self.target.path or self._api.path
+            path = self._target.path or self._api.path
             async with self._asking("POST", path, body) as reply:
-                start = b"" if self.first_token_s else await self._first_token(reply, began_s)
-                ending.add(start)
+                start = b""
+                if not self.first_token_s:
+                    start = await self._first_token(reply, began_s, ending)
                 rest = await read_all(reply, self._limits.reply_bytes - len(start), ending)
         except (aiohttp.ClientError, OSError) as problem:
             raise self._unreachable(problem) from None
         if rest is None:
             words = self._limits.exceeded(self._limits.reply_bytes + 1, 0)
             raise self._unmeasurable(f"{self._url}: the reply is {words}")
-        content = self.endpoint.redacted(start + rest)
+        content = self._endpoint.redacted(start + rest)
         if reply.status in (400, 422):
-            raise _BadRequest(f"{self.target.name}: {self._refusal(reply.status, content)}")
+            raise _BadRequest(f"{self._target.name}: {self._refusal(reply.status, content)}")
         if 300 <= reply.status < 400:
             place = reply.headers.get("Location", "nowhere")
             raise self._unmeasurable(f"{self._url} redirects to {place}: give that as the target")
@@ -176,7 +185,7 @@ class Probe:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The reply to a request, which follows redirects with its method and body. Where the API's
         own requests are redirected, all later ones go there at once."""
-        url = place = self.endpoint.url + path
+        url = place = self._endpoint.url + path
         for _ in range(MOST_REDIRECTS + 1):
             asking = self._session.request(method, place, data=body, allow_redirects=False)
             async with asking as reply:
@@ -187,7 +196,7 @@ class Probe:
             place = self._place(place, location)
             if target := self._moved(method, place):
                 self.redirected = f"{url} redirects to {place}: requests go there at once"
-                self.target, self.endpoint = target, endpoint(target)
+                self._target, self._endpoint = target, endpoint(target)
                 await self._session.close()
                 self._session = self._new_session()
         raise self._unmeasurable(
@@ -203,12 +212,12 @@ class Probe:
         except ValueError:
             words = f"{url} redirects to {location or 'nowhere'}, which is no URL"
             raise self._unmeasurable(words) from None
-        if self.endpoint.redacted(place.encode()) != place.encode():
+        if self._endpoint.redacted(place.encode()) != place.encode():
             raise self._unmeasurable(f"{url} redirects to {place}, a place that repeats a secret")
-        if self.endpoint.key and not may_have_the_key(url, place):
+        if self._endpoint.key and not may_have_the_key(url, place):
             base = place.removesuffix(self._api.path).removesuffix("/models")
             raise self._unmeasurable(
-                f"{url} redirects to {place}, and the key in {self.target.key_env} follows to no "
+                f"{url} redirects to {place}, and the key in {self._target.key_env} follows to no "
                 f"other host; if it is for that one, give {base} as the target"
             )
         return place
@@ -217,54 +226,57 @@ class Probe:
         """The target whose requests go to ``place``; ``None`` where that is about its list of
         models alone."""
         if method == "POST":
-            return moved(self.target, place, self._api.path)
+            return moved(self._target, place, self._api.path)
         if not place.endswith("/models"):
             return None
-        return msgspec.structs.replace(self.target, url=place.removesuffix("/models"))
+        return msgspec.structs.replace(self._target, url=place.removesuffix("/models"))
 
     def _new_session(self) -> aiohttp.ClientSession:
         timeout_s = min(self._limits.whole_s, PROBE_TIMEOUT_S)
-        return session(self.endpoint, timeout_s, one_shot=True)
+        return session(self._endpoint, timeout_s, one_shot=True)
 
-    async def _first_token(self, reply: aiohttp.ClientResponse, began_s: float) -> bytes:
+    async def _first_token(
+        self, reply: aiohttp.ClientResponse, began_s: float, ending: Ending
+    ) -> bytes:
         """Read until a token is in, and note how long that took, unless much else comes first. Some
         servers send an event that only names the role long before."""
         body = b""
         async for piece in reply.content.iter_any():
             body += piece
+            ending.add(piece)
             if any(event.kind & Kind.GENERATED for event in self._api.decode(sse.parse(body))):
                 self.first_token_s = time.monotonic() - began_s
                 break
-            if len(body) > KEPT_BYTES:
+            if len(body) > KEPT_BYTES or ending.over:
                 break
         return body
 
     @property
     def _url(self) -> str:
-        return self.endpoint.url + (self.target.path or self._api.path)
+        return self._endpoint.url + (self._target.path or self._api.path)
 
     def _refusal(self, status: int, body: bytes, retry_after: str | None = None) -> str:
         said = error_message(body)
         hint = ""
         if status in (401, 403):
-            unset = "" if self.endpoint.key else ", which is not set"
-            hint = f" (the key comes from {self.target.key_env}{unset})"
+            unset = "" if self._endpoint.key else ", which is not set"
+            hint = f" (the key comes from {self._target.key_env}{unset})"
         elif status == 404:
-            hint = f" (model '{self.model}', {self.endpoint.url}{self._api.path})"
-        elif status == 407 and self.endpoint.proxy is not None:
-            hint = f" (the proxy's user and password come from {self.endpoint.proxy.variable})"
+            hint = f" (model '{self.model}', {self._endpoint.url}{self._api.path})"
+        elif status == 407 and self._endpoint.proxy is not None:
+            hint = f" (the proxy's user and password come from {self._endpoint.proxy.variable})"
         elif status == 429:
             hint = f" (Retry-After: {retry_after or 'not said'})"
         return f"the server answered {status}: {said}{hint}"
 
     def _unmeasurable(self, words: str) -> Unmeasurable:
-        told = self.endpoint.redacted(words.encode()).decode()  # a server may repeat the key
-        return Unmeasurable(f"{self.target.name}: {told}")
+        told = self._endpoint.redacted(words.encode()).decode()  # a server may repeat the key
+        return Unmeasurable(f"{self._target.name}: {told}")
 
     def _unreachable(self, problem: Exception) -> Unmeasurable:
-        kind, detail = failure(self.endpoint, problem, replying=False)
-        told = self.endpoint.redacted(detail.encode()).decode()
-        return unreachable(self.target, self.endpoint, kind, told)
+        kind, detail = failure(self._endpoint, problem, replying=False)
+        told = self._endpoint.redacted(detail.encode()).decode()
+        return unreachable(self._target, self._endpoint, kind, told)
 
 
 def unreachable(target: Target, endpoint: Endpoint, kind: str, detail: str) -> Unmeasurable:
