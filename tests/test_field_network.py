@@ -49,6 +49,7 @@ from llmbench.errors import Unmeasurable
 from llmbench.measure.cell import requests_in
 from llmbench.measure.metrics import measure
 from llmbench.measure.requests import reopened
+from llmbench.measure.summary import summarize
 from llmbench.measure.timeline import decode
 from llmbench.measure.verdict import judge
 from llmbench.records import (
@@ -748,6 +749,22 @@ async def test_a_connection_that_is_announced_to_close_is_counted() -> None:
     async with raw_server(answering(reply, then="close")) as raw, connected(raw.url) as client:
         traces = [await exchanged(client, index) for index in range(3)]
     assert [why(trace) for trace in traces] == ["", "closed", "closed"]
+    for trace in traces:
+        opened = trace.connect
+        assert opened is not None
+        assert opened.wait_ns >= opened.total_ns * bool(opened.reopened)
+
+
+def test_how_long_streams_waited_for_connections_by_hand() -> None:
+    """Requests of 100 ns with 50 ns between them, of which 30 went to a new connection; that of the
+    first lies before the window."""
+    base = trace_of(BODY, "text/event-stream")
+    opened = Connect(tcp_ns=10, reopened="closed", wait_ns=30)
+    traces = [replace(base, index=n, sent_ns=150 * n, end_ns=100, connect=opened) for n in range(4)]
+    cell = summarize(Target(spec="", name="t"), facts(), requests_in(traces, "chat"))
+    assert cell.opening == pytest.approx(3 * 30 / 550)
+    assert cell.in_flight == pytest.approx(4 * 100 / 550)
+    assert cell.reopened == {"closed": 4}
 
 
 async def test_in_an_open_loop_it_is_opened_again_ahead_of_the_next_call() -> None:

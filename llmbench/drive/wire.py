@@ -182,6 +182,7 @@ class _Connection:
         on a connection just as it was closed, and never arrived, is sent again on a new one, and
         its clock starts anew.
         """
+        began_ns = monotonic_ns()
         while True:
             reused = self._sock is not None and self._used
             reply = self._reply = _Reply(self._limits, self._marker)
@@ -207,6 +208,9 @@ class _Connection:
             if self._sock is None and not (error or reply.recording.cut_at_ns):
                 self._lose("unfinished" if reply.left_open else "closed")
             recording = reply.seal(self._clock if self._stamped else None)
+            opened = recording.connect
+            if opened is not None and opened.reopened and recording.sent_ns:
+                recording.connect = replace(opened, wait_ns=recording.sent_ns - began_ns)
             return recording.trace(call, self._clock.zero_ns, end_ns, error, detail)
 
     def _lose(self, why: Reopened) -> None:
