@@ -362,7 +362,8 @@ class Connect(Struct, frozen=True, omit_defaults=True):
     ``proxy_ns`` is how long that took to open a tunnel to the target. ``reopened`` says why a
     stream had to open one between two requests, where it did: the server had ``closed`` the one
     before, left its reply ``unfinished`` after the end marker, or closed it just as a request was
-    sent, which never arrived and was ``resent``.
+    sent, which never arrived and was ``resent``. ``wait_ns`` is how long the request whose turn it
+    was then waited for the new one.
     """
 
     dns_ns: int = 0
@@ -370,6 +371,7 @@ class Connect(Struct, frozen=True, omit_defaults=True):
     tls_ns: int = 0
     proxy_ns: int = 0
     reopened: Reopened = ""
+    wait_ns: int = 0
 
     @property
     def total_ns(self) -> int:

@@ -49,6 +49,7 @@ from llmbench.errors import Unmeasurable
 from llmbench.measure.cell import requests_in
 from llmbench.measure.metrics import measure
 from llmbench.measure.requests import reopened
+from llmbench.measure.summary import summarize
 from llmbench.measure.timeline import decode
 from llmbench.measure.verdict import judge
 from llmbench.records import (
@@ -545,7 +546,7 @@ def test_where_a_redirect_leads(location: str, place: str) -> None:
 
 @pytest.mark.parametrize("location", ["", "  ", "ftp://h/x", "http://h:x/", "http://["])
 def test_a_redirect_that_leads_nowhere(location: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - its words are for nobody
+    with pytest.raises(ValueError, match=r"URL|Port"):
         followed(AT, location)
 
 
@@ -698,6 +699,14 @@ async def test_a_probe_is_over_at_the_marker_too(case: str) -> None:
         assert (await probe.find_dialect()).fields == DIALECTS[0].fields
 
 
+async def test_a_probe_does_not_wait_behind_an_error_that_is_left_open() -> None:
+    said = sse({"error": {"message": "no such model"}}, "[DONE]")
+    answer = answering(CHUNKED, chunk(said))
+    async with raw_server(answer) as raw, probing(raw.url, model="m") as probe:
+        with pytest.raises(Unmeasurable, match="no such model"):
+            await probe.find_dialect()
+
+
 def test_a_sweep_says_where_its_requests_go(
     run_llmbench: Llmbench, threaded: Any, tmp_path: Any
 ) -> None:
@@ -740,6 +749,22 @@ async def test_a_connection_that_is_announced_to_close_is_counted() -> None:
     async with raw_server(answering(reply, then="close")) as raw, connected(raw.url) as client:
         traces = [await exchanged(client, index) for index in range(3)]
     assert [why(trace) for trace in traces] == ["", "closed", "closed"]
+    for trace in traces:
+        opened = trace.connect
+        assert opened is not None
+        assert opened.wait_ns >= opened.total_ns * bool(opened.reopened)
+
+
+def test_how_long_streams_waited_for_connections_by_hand() -> None:
+    """Requests of 100 ns with 50 ns between them, of which 30 went to a new connection; that of the
+    first lies before the window."""
+    base = trace_of(BODY, "text/event-stream")
+    opened = Connect(tcp_ns=10, reopened="closed", wait_ns=30)
+    traces = [replace(base, index=n, sent_ns=150 * n, end_ns=100, connect=opened) for n in range(4)]
+    cell = summarize(Target(spec="", name="t"), facts(), requests_in(traces, "chat"))
+    assert cell.opening == pytest.approx(3 * 30 / 550)
+    assert cell.in_flight == pytest.approx(4 * 100 / 550)
+    assert cell.reopened == {"closed": 4}
 
 
 async def test_in_an_open_loop_it_is_opened_again_ahead_of_the_next_call() -> None:

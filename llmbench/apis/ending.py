@@ -29,10 +29,10 @@ class EndMarker(NamedTuple):
         return tuple(value + line for value in self.values for line in _CHUNK_ENDS)
 
     @property
-    def word(self) -> bytes:
-        """What is to be looked for in each read, as no chunk need end with the marker; empty where
+    def words(self) -> tuple[bytes, ...]:
+        """What is to be looked for in each read, as no chunk need end with the marker; none where
         ``ends`` says it all."""
-        return b"" if self.field == b"data" else self.values[0]
+        return () if self.field == b"data" else self.values
 
 
 _CHUNK_ENDS = (b"\n\n\r\n", b"\n\r\n", b"\r\n")
@@ -70,4 +70,7 @@ class Ending:
 @cache
 def _line_of(marker: EndMarker) -> re.Pattern[bytes]:
     values = b"|".join(map(re.escape, marker.values))
-    return re.compile(rb"[\r\n]%b: ?(?:%b)[ \t]*(?=[\r\n]|\Z)" % (marker.field, values))
+    line = rb"[\r\n]%b: ?(?:%b)[ \t]*(?=[\r\n]|\Z)" % (marker.field, values)
+    if marker.field != b"data":  # some servers name the event in its data alone
+        line += rb"|\"type\": ?\"(?:%b)\"" % values
+    return re.compile(line)

@@ -180,7 +180,8 @@ class Probe:
         timeline = decode(trace, self._api.decode)
         counted = timeline.usage.completion_tokens or timeline.token_ids or len(timeline.at_ns)
         # The generation config of `transformers serve` leaves nothing else to stop for.
-        stopped = timeline.finish == "length" or dialect.generation_config
+        # llama.cpp's Responses name no reason at the limit.
+        stopped = timeline.finish in ("", "length") or dialect.generation_config
         forced = dialect.forces_length and not self._content.natural_stops
         return whole and forced and stopped and counted == tokens
 

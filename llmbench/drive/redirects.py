@@ -19,7 +19,7 @@ def followed(url: str, location: str) -> str:
     names none."""
     parts = urlsplit(quote(urljoin(url, location.strip()), safe=_KEPT))
     if not location.strip() or parts.scheme not in DEFAULT_PORTS or not parts.hostname:
-        raise ValueError
+        raise ValueError("no URL of HTTP")
     where = authority(parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme])
     # Neither the user nor the fragment of a Location is for us.
     where = where.removesuffix(f":{DEFAULT_PORTS[parts.scheme]}")

@@ -126,7 +126,7 @@ class _Connection:
     ) -> None:
         self._endpoint = endpoint
         self._marker = marker
-        self._ends, self._word = (_EMPTY_LINE, *marker.ends), marker.word
+        self._ends, self._words = (_EMPTY_LINE, *marker.ends), marker.words
         self._habits = habits
         self._ahead = ahead
         self._limits = limits
@@ -190,6 +190,7 @@ class _Connection:
         on a connection just as it was closed, and never arrived, is sent again on a new one, and
         its clock starts anew.
         """
+        began_ns = monotonic_ns()
         while True:
             reused = self._sock is not None and self._used
             reply = self._reply = _Reply(self._limits, self._marker)
@@ -215,6 +216,9 @@ class _Connection:
             if self._sock is None and not (error or reply.recording.cut_at_ns):
                 self._lose("unfinished" if reply.left_open else "closed")
             recording = reply.seal(self._clock if self._stamped else None)
+            opened = recording.connect
+            if opened is not None and opened.reopened and recording.sent_ns:
+                recording.connect = replace(opened, wait_ns=recording.sent_ns - began_ns)
             return recording.trace(call, self._clock.zero_ns, end_ns, error, detail)
 
     def _lose(self, why: Reopened) -> None:
@@ -324,7 +328,7 @@ class _Connection:
             reply.eager
             or size < SHORT_BYTES
             or data.endswith(self._ends)
-            or (self._word and self._word in data)
+            or any(word in data for word in self._words)
         ):
             self._parse()
 

@@ -112,14 +112,14 @@ def add_rates(cell: Cell, requests: Requests, window: Window, *, open_loop: bool
 
 
 def opening_s(requests: Requests, start_ns: Ints, stop_ns: Ints) -> float:
-    """How long streams took, between ``start_ns`` and ``stop_ns`` of each request, to open
-    connections anew that the server had closed: nothing of theirs was in flight meanwhile."""
+    """How long streams waited, between ``start_ns`` and ``stop_ns`` of each request, for new
+    connections in place of those that the server had closed: nothing of theirs was in flight."""
     again = np.array([each is not None and bool(each.reopened) for each in requests.connect])
     if not again.any():
         return 0.0
-    took_ns = np.array([each.total_ns for each in requests.connect[again]])
+    waited_ns = np.array([each.wait_ns for each in requests.connect[again]])
     sent_ns = requests.sent_ns[again]
-    low_ns = np.maximum(sent_ns - took_ns, start_ns[again])
+    low_ns = np.maximum(sent_ns - waited_ns, start_ns[again])
     return float(np.maximum(np.minimum(sent_ns, stop_ns[again]) - low_ns, 0).sum()) / 1e9
 
 

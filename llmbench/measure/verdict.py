@@ -202,7 +202,7 @@ def _connection_notes(cell: Cell, facts: CellFacts) -> list[str]:
     notes = []
     if closed := counts.get("closed", 0):
         firsts = 0 if facts.load.rate else facts.load.concurrency
-        each = closed >= NEARLY_ALL * max(sent - firsts, 1)
+        each = closed + counts.get("resent", 0) >= NEARLY_ALL * max(sent - firsts, 1)
         notes.append(
             "the server closes after each reply: connections are opened anew before a request's "
             "clock starts (connect_ms)"
