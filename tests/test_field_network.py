@@ -221,7 +221,7 @@ def test_the_chunk_that_ends_a_stream_is_known_by_its_end() -> None:
     assert chunk(EVENTS[-1]).endswith(DONE.ends)
     assert chunk(b"data: [DONE]\n").endswith(DONE.ends)
     assert not chunk(EVENTS[-2]).endswith(DONE.ends)
-    assert (STOP.ends, STOP.word) == ((), b"message_stop")
+    assert (STOP.ends, STOP.words) == ((), (b"message_stop",))
 
 
 # ── replies that end at their marker ─────────────────────────────────────────────────────────────
@@ -239,12 +239,17 @@ LEFT_OPEN = {
 }
 
 
-@pytest.mark.parametrize("case", LEFT_OPEN)
-@each_client
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        (name, case)
+        for name in ("wire", "aiohttp", "openai")
+        for case in LEFT_OPEN
+        if (name, case) != ("openai", "no blank line")  # the SDK waits for it
+    ],
+)
 async def test_a_reply_that_stays_open_is_over_at_its_marker(name: str, case: str) -> None:
     """Four, as clients learn that the server leaves its replies open."""
-    if (name, case) == ("openai", "no blank line"):
-        pytest.skip("the SDK waits for the blank line")
     async with (
         raw_server(answering(*LEFT_OPEN[case])) as raw,
         connected(raw.url, name) as client,

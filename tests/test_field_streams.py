@@ -320,7 +320,7 @@ def test_what_nobody_could_read_is_quoted() -> None:
     assert failed(b"out of memory")[1].endswith("[DONE]: out of memory")
     quota = json.dumps({"code": 1113, "msg": "insufficient quota", "more": "x" * 999}).encode()
     json_type = {"content-type": "application/json"}
-    assert failed(quota, headers=json_type)[1].endswith("event-stream: insufficient quota")
+    assert failed(quota, headers=json_type) == ("stream-error", "insufficient quota")
 
 
 # ---- an exact length

@@ -271,7 +271,8 @@ def spoken(body: bytes) -> dict[str, str]:
 
 @pytest.mark.parametrize("case", REPLIES)
 def test_the_official_sdk_reads_the_same(truth: Callable[..., TruthServer], case: str) -> None:
-    anthropic = pytest.importorskip("anthropic")
+    import anthropic
+
     server = truth(**REPLIES[case])
     ask: dict[str, Any] = {
         "model": "truth",
@@ -305,7 +306,8 @@ def whole_usage(body: bytes) -> Any:
 
 
 def test_the_official_sdk_is_refused_and_cut_off(truth: Callable[..., TruthServer]) -> None:
-    anthropic = pytest.importorskip("anthropic")
+    import anthropic
+
     ask: dict[str, Any] = {"model": "truth", "messages": [], "max_tokens": 5}
     server = truth(error_at=3)
     with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as sdk:
