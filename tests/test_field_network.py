@@ -34,7 +34,7 @@ from llmbench.apis import APIS, bodies
 from llmbench.apis.dialect import DIALECTS
 from llmbench.apis.ending import DONE, Ending, EndMarker
 from llmbench.apis.sse import parse
-from llmbench.drive import opening
+from llmbench.drive import opening, wire
 from llmbench.drive.aiohttp_client import AiohttpClient
 from llmbench.drive.client import Client
 from llmbench.drive.clock import Clock
@@ -805,7 +805,10 @@ async def test_what_the_server_never_received_is_sent_again_and_counted() -> Non
     assert set(map(why, traces[1:])) <= {"resent", "closed"}
 
 
-async def test_what_the_server_has_received_is_not_sent_again() -> None:
+async def test_what_the_server_has_received_is_not_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "RACE_NS", 0)
     asked: list[int] = []
 
     async def answer(peer: Peer, number: int) -> None:
@@ -821,6 +824,21 @@ async def test_what_the_server_has_received_is_not_sent_again() -> None:
         good(await exchanged(client, 2))
         good(await exchanged(client, 3))
     assert asked == [1, 1, 2, 3]  # what it has done once it may do again: no connection is reused
+
+
+async def test_a_close_right_after_the_reply_loses_no_request() -> None:
+    """The next request may have arrived, and been acknowledged, before the server closes."""
+
+    async def answer(peer: Peer, number: int) -> None:
+        await peer.request()
+        await peer.send(CHUNKED + chunk(BODY) + LAST)
+        await peer.request()
+
+    async with raw_server(answer) as raw, connected(raw.url) as client:
+        traces = [await exchanged(client, index) for index in range(3)]
+    for trace in traces:
+        good(trace)
+    assert why(traces[1]) == "resent"
 
 
 def facts(concurrency: int = 1) -> CellFacts:

@@ -385,7 +385,7 @@ def test_a_sweep_times_what_the_server_sent(
     assert (cell["requests"]["ok"], cell["requests"]["failed"]) == (6, 0)
     assert (cell["token_source"], cell["tokens_per_event"]) == ("usage", 1.0)
     assert cell["measured_prompt_tokens"]["p50"] == 32
-    assert cell["ttfat_ms"]["p50"] > cell["ttft_ms"]["p50"]
+    assert cell["ttfat_ms"]["p50"] >= cell["ttft_ms"]["p50"]  # on a busy machine in one read
     log = {reply.request_id: reply for reply in server.log()}
     traces = [trace for trace in RunDirectory.open(run_dir).traces() if trace.phase == "measured"]
     timelines = [(trace.request_id, decode(trace, APIS[api].decode)) for trace in traces]

@@ -33,6 +33,10 @@ from llmbench.records import TOO_LARGE, Call, Connect, Reopened, Trace
 
 OPENING_AT_ONCE = 32
 
+RACE_NS = 50_000_000
+"""A connection that is closed so soon after a request on it, with no word, was being closed when
+that went out."""
+
 # A chunked reply ends with an empty line, and an event's chunk hardly ever does. A short read may
 # be the rest of one, or of an end marker.
 _EMPTY_LINE = b"\r\n\r\n"
@@ -231,8 +235,10 @@ class _Connection:
 
     def _never_arrived(self) -> bool:
         """Whether nobody has worked on the request that was lost: the other side's kernel, which
-        says so within 40 ms of what it passes on, has acknowledged none of it."""
-        return self._bytes_acked() == self._acked
+        says so within 40 ms of what it passes on, has acknowledged none of it; or the connection
+        was closed so soon that the server had done so before it looked for a next request."""
+        lasted_ns = monotonic_ns() - self._reply.recording.sent_ns
+        return lasted_ns < RACE_NS or self._bytes_acked() == self._acked
 
     def _bytes_acked(self) -> int:
         """How many bytes the other side has acknowledged; 0 where the system does not tell."""
