@@ -126,6 +126,8 @@ def cell_of(run: Path) -> dict[str, Any]:
 def called(one: Path, other: Path) -> set[str]:
     """The metrics in which ``compare`` calls two runs different, each with ``slower`` or so."""
     said = tool("compare", str(one), str(other), "--format", "json")
+    if not said.stdout:  # one is INVALID: the machine was too busy to send in time
+        return set()
     pair = json.loads(said.stdout)["pairs"][0]
     return {
         f"{each['metric']} {each['verdict']['kind']}"
@@ -199,7 +201,7 @@ def row(server: Server, pairs: int, slower: float, kept: Path | None) -> list[st
         if slower != 1:
             right = sum(any("slower" in word for word in each) for each in different)
             return [server.name, str(pairs), f"{right} ({right / pairs:.0%})"]
-        cells = [cell_of(run) for run in runs]
+        cells = [cell for cell in map(cell_of, runs) if cell["verdict"] != "invalid"]
     found = {
         f"{figure.removesuffix('_ms')} {p}".strip(): told
         for figure, p in FIGURES
