@@ -9,6 +9,7 @@ from scipy.signal import lfilter
 from scipy.stats import norm
 
 from llmbench.measure.autocorrelation import (
+    Dependence,
     autocorrelation_time,
     effective_n,
     is_dependent,
@@ -61,6 +62,17 @@ def test_failures_alone_do_not_make_values_dependent() -> None:
 def test_what_comes_again_and_again_is_worth_what_comes_anew(values: list[float]) -> None:
     n = len(values)
     assert effective_n(np.tile(values, 240 // n), 1.0, in_step=True) == pytest.approx(n, rel=0.05)
+
+
+def test_the_slow_ones_of_an_open_loop_come_in_bursts() -> None:
+    """Of 1,000 values those of three bursts are slow: the values tell how long they last."""
+    values = np.ones(1000)
+    for start in (100, 400, 800):
+        values[start : start + 40] += 40 - np.abs(np.arange(40) - 20.0)
+    plain = Dependence(values).worth(float(np.quantile(values, 0.95)))
+    assert Dependence(values, in_bursts=True).worth(float(np.quantile(values, 0.95))) < plain
+    middle = float(np.median(values))
+    assert Dependence(values, in_bursts=True).worth(middle) == Dependence(values).worth(middle)
 
 
 def test_a_step_that_dissolves_is_worth_more() -> None:

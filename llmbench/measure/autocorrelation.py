@@ -22,6 +22,11 @@ from llmbench.measure.statistics import NORMAL, Floats, effective_size
 CLEAR_Z = 2.326
 """The one-sided 1% point of the normal distribution."""
 
+A_TAIL = 0.85
+"""From this share on a quantile lies in the tail. The slow requests of an open loop come in few
+bursts, in which a line has formed, and whether one is among the slow says too little of how long
+these last: there the autocorrelation time is at least that of the values."""
+
 FEWEST_ROUNDS = 4
 """Of something that comes again, so many times are seen at least."""
 
@@ -49,11 +54,14 @@ class Dependence:
 
     The values of failed requests are +∞. Those of a static batch, ``unit`` neighbours, share their
     fate, and one batch may resemble the next. Those of streams that can be ``in_step`` may repeat
-    themselves.
+    themselves, and those of an open loop wait ``in_bursts``.
     """
 
-    def __init__(self, in_order: Floats, unit: int = 1, *, in_step: bool = False) -> None:
-        self._in_order, self._unit, self._in_step = in_order, unit, in_step
+    def __init__(
+        self, in_order: Floats, unit: int = 1, *, in_step: bool = False, in_bursts: bool = False
+    ) -> None:
+        self._in_order, self._unit = in_order, unit
+        self._in_step, self._in_bursts = in_step, in_bursts
         means = in_order
         if unit > 1:
             self._batches = np.arange(len(in_order)) // unit
@@ -75,8 +83,17 @@ class Dependence:
     def _time(self, threshold: float) -> float:
         if not self._dependent:
             return self._repetition
-        time = _autocorrelation_time(self._seen <= threshold)
-        return max(time, self._floor, self._repetition)
+        below = self._seen <= threshold
+        time = max(_autocorrelation_time(below), self._floor, self._repetition)
+        is_tail = self._in_bursts and below.mean() >= A_TAIL
+        return max(time, self._of_values) if is_tail else time
+
+    @cached_property
+    def _of_values(self) -> float:
+        """The autocorrelation time of the values themselves, those of failed requests being as
+        great as the greatest."""
+        known = self._seen[np.isfinite(self._seen)]
+        return _autocorrelation_time(np.minimum(self._seen, known.max())) if len(known) else 1.0
 
     @cached_property
     def _repetition(self) -> float:

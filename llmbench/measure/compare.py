@@ -225,8 +225,14 @@ def _pooled(runs: "Sequence[Latencies]", share: float, side: Side) -> tuple[Floa
     ordered = np.sort(values)
     numbers = np.repeat(np.arange(len(runs), dtype=np.int32), [len(each.values) for each in runs])
     segments = np.concatenate([each.segments for each in runs])
-    in_step = can_step(side.cells[0])
-    shared = Shared(numbers if len(runs) > 1 else None, segments, _unit(side), in_step)
+    cell = side.cells[0]
+    shared = Shared(
+        numbers if len(runs) > 1 else None,
+        segments,
+        _unit(side),
+        can_step(cell),
+        cell.arrivals is not None,
+    )
     return values, ordered, shared.worth_within(values)(stats.quantile(ordered, share))
 
 

@@ -24,12 +24,14 @@ Worths = Callable[[float], Worth]
 class Shared(NamedTuple):
     """What requests in the order of time share beside their neighbours in time: the run and the
     segment of each, where there are several, and the batch, ``unit`` of them together. Where
-    several streams wait for each other they may be ``in_step``, and repeat themselves."""
+    several streams wait for each other they may be ``in_step``, and repeat themselves; in an open
+    loop they wait ``in_bursts``."""
 
     runs: Int32s | None = None
     segments: Int32s | None = None
     unit: int = 1
     in_step: bool = False
+    in_bursts: bool = False
 
     @classmethod
     def of(cls, cell: Cell, requests: Requests) -> "Shared":
@@ -40,6 +42,7 @@ class Shared(NamedTuple):
             segments if segments.any() else None,
             cell.batch_size or 1,
             can_step(cell),
+            cell.arrivals is not None,
         )
 
     @property
@@ -92,7 +95,7 @@ class Shared(NamedTuple):
         return lambda value: Worth(sum(each.worth(value) for each in series))
 
     def _series(self, values: Floats) -> Dependence:
-        return Dependence(values, self.unit, in_step=self.in_step)
+        return Dependence(values, self.unit, in_step=self.in_step, in_bursts=self.in_bursts)
 
 
 def can_step(cell: Cell) -> bool:

@@ -183,7 +183,9 @@ def _waits_s(cell: Cell, replies: Sequence[Spoken], budget_s: float) -> tuple[Fl
             continue
         segments.append(request.segment)
     of_each = np.array(segments, dtype=np.int32)
-    return np.array(waits), Shared(segments=of_each, in_step=can_step(cell))
+    return np.array(waits), Shared(
+        segments=of_each, in_step=can_step(cell), in_bursts=cell.arrivals is not None
+    )
 
 
 def _was_cut_off_early(request: RequestMetrics, budget_s: float) -> bool:
