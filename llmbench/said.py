@@ -18,8 +18,13 @@ _NOT_YOURS = {
     "prompt": "--dataset and --text say what to ask",
     "input": "--dataset and --text say what to ask, --system-prompt what comes first",
     "stream": "only streams are timed",
+    "model": "--model names it, as the reports do",
+    "n": "one reply a request is timed",
 }
 """Fields of a body that cannot be said, and why."""
+
+_AS_WE_SAY = {"stream": ("true",), "model": ("null",), "n": ("null", "1")}
+"""What can be said of them all the same, as JSON: it changes nothing that is reported."""
 
 
 def read_said(settings: Settings, place: Place) -> Settings:
@@ -88,7 +93,7 @@ def _body(given: Any, place: str) -> Any:
             found = layered(found, _document(text, place))
     if isinstance(found, dict):
         for name, why in _NOT_YOURS.items():
-            if name in found and not (name == "stream" and found[name] is True):
+            if name in found and json.dumps(found[name]) not in _AS_WE_SAY.get(name, ()):
                 raise UserError(f"{place}: {name} cannot be set: {why}")
     return found
 

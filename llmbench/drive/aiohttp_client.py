@@ -23,6 +23,9 @@ from llmbench.drive.limits import Limits
 from llmbench.drive.opening import CONNECT_TIMEOUT_S, Failure
 from llmbench.records import TOO_LARGE, Call, Connect, Trace
 
+UNPACKED = ("br", "deflate", "gzip", "zstd")
+"""Encodings of a body that the libraries undo, or fail at loudly."""
+
 
 class AiohttpClient:
     """One session whose pool is as large as the load."""
@@ -178,8 +181,12 @@ async def read_all(
 
 
 def unpacked(headers: Mapping[str, str]) -> dict[str, str]:
-    """The ``headers`` of a reply whose body a library has unpacked already."""
-    return {name: value for name, value in headers.items() if name.lower() != "content-encoding"}
+    """The ``headers`` of a reply whose body a library has unpacked already, where it could."""
+    kept = dict(headers)
+    for name, value in headers.items():
+        if name.lower() == "content-encoding" and value.lower() in UNPACKED:
+            del kept[name]
+    return kept
 
 
 def failure(endpoint: Endpoint, problem: Exception, replying: bool) -> tuple[str, str]:
@@ -207,5 +214,8 @@ def failure(endpoint: Endpoint, problem: Exception, replying: bool) -> tuple[str
             return "reset", words
         case aiohttp.ServerDisconnectedError() | OSError():
             return "truncated", words
+        case aiohttp.ClientResponseError():
+            what = problem.message.strip().partition("\n")[0].rstrip(":")
+            return "protocol", f"not an HTTP reply that can be read: {what}"
         case _:
             return "protocol", words

@@ -2,6 +2,7 @@
 that reads an API key."""
 
 import os
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from urllib.parse import quote, urlencode, urlsplit
@@ -20,6 +21,7 @@ USER_AGENT = f"llmbench/{__version__}"
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 BEARER = "bearer"
 KEY_HEADERS = frozenset(("api-key", "x-api-key", "x-goog-api-key"))
+_QUOTED, _SCHEME = re.compile(r"(['\"]).*\1$"), re.compile(r"bearer\s", re.IGNORECASE)
 LEAST_KEY = 8  # what is shorter is a stand-in, such as "EMPTY", and may be a word of the reply
 
 
@@ -193,6 +195,11 @@ def key_of(target: Target) -> str:
         raise UserError(f"{target.name}: the environment variable {target.key_env} is not set")
     if not (key.isascii() and key.isprintable()):
         raise UserError(f"{target.name}: the key in {target.key_env} has characters no key has")
+    for more, what in ((_QUOTED, "quotes"), (_SCHEME, "the word Bearer")):
+        if more.match(key):
+            raise UserError(
+                f"{target.name}: {target.key_env} holds {what} as well: set it to the key alone"
+            )
     return key
 
 
