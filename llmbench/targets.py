@@ -414,8 +414,11 @@ def base_url(url: str) -> str:
     return f"{scheme.lower()}://{place}{path}"
 
 
-def without_version(target: Target) -> Target | None:
-    """``target`` at the base that its user wrote, where ``/v1`` was added to that."""
+def elsewhere(target: Target) -> Target | None:
+    """``target`` where it may be if nothing answers: at the base that its user wrote, where ``/v1``
+    was added to that; without the slash that an endpoint of the user's ends in."""
+    if target.path.endswith("/"):
+        return replace(target, path=target.path.rstrip("/"))
     written = _path(target.spec).rstrip("/").removesuffix("/models")
     is_url = "://" in target.spec and not target.path
     if not is_url or _VERSION_SEGMENT.search(written) or not target.url.endswith("/v1"):

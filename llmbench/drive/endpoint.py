@@ -112,10 +112,13 @@ def shown_url(target: Target, path: str) -> str:
     return f"{target.url}{path}{_query(target.query, '${}')}"
 
 
+_IN_A_QUERY = ":/,"
+
+
 def _query(parameters: Mapping[str, str], also_safe: str = "") -> str:
     if not parameters:
         return ""
-    return f"?{urlencode(parameters, safe=f':/,{also_safe}', quote_via=quote)}"
+    return f"?{urlencode(parameters, safe=_IN_A_QUERY + also_safe, quote_via=quote)}"
 
 
 def endpoint(target: Target) -> Endpoint:
@@ -168,13 +171,14 @@ def _variables(target: Target) -> Callable[[str], str]:
 
 def _secrets(target: Target, own: Mapping[str, str]) -> tuple[str, ...]:
     """What of the user's headers and query no server is to have repeated: what variables hold, and
-    what is written in headers that sound like it."""
+    what is written in headers that sound like it; as it is, and as a URL spells it."""
     read = _variables(target)
     given = (*target.headers.values(), *target.query.values())
     found = [read(match[1]) for value in given for match in REFERENCE.finditer(value)]
     for name, value in own.items():
         if is_secret(name) and not is_marked(value):
             found += [value, value.rpartition(" ")[2]]  # with its scheme, and without
+    found += [quote(value, safe=safe) for value in found for safe in ("", _IN_A_QUERY)]
     return tuple(sorted(set(found), key=len, reverse=True))
 
 

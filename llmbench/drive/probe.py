@@ -53,6 +53,9 @@ MOST_GUESSES = 12
 MOST_LISTED_BYTES = 4 << 20
 """Of a list of models."""
 
+NOT_HTTP = "Bad status line"
+"""How aiohttp calls a reply that is not HTTP's."""
+
 LENGTH_TOLERANCE = 0.02
 
 
@@ -117,7 +120,8 @@ class Probe:
         status, headers, body = await self._list()
         if status in (401, 403, *BUSY):
             raise self._bad_status(status, headers, body)
-        self._refuse_page(url, body)
+        if status == 200:
+            self._refuse_page(url, body)
         listed = self._api.model_ids(body) if status == 200 else []
         if len(listed) == 1:
             self.model = listed[0]
@@ -295,7 +299,7 @@ class Probe:
             if limit.expired():
                 detail = self._limits.no_first_token.detail
             elif error == "timeout":
-                detail += f": --timeout is {self._limits.whole_s:g} s"
+                detail += self._said_timeout
         content = self.endpoint.redacted(bytes(heard))
         if error and self._is_over(content):
             error = detail = ""
@@ -363,7 +367,7 @@ class Probe:
         return replace(self.target, url=place.removesuffix("/models"))
 
     def _new_session(self) -> aiohttp.ClientSession:
-        return session(self.endpoint, self._limits.whole_s, one_shot=True)
+        return session(self.endpoint, self._limits.whole_s, tolerant=True)
 
     def _has_begun(self, body: bytes | bytearray) -> bool:
         """Whether a token is in the start of ``body``."""
@@ -474,11 +478,17 @@ class Probe:
         return Unmeasurable(f"{self.target.name}: {told}{self._after}")
 
     @property
+    def _said_timeout(self) -> str:
+        return f": --timeout is {self._limits.whole_s:g} s"
+
+    @property
     def _after(self) -> str:
         return f" ({self.redirected})" if self.redirected else ""
 
     def _unreachable(self, problem: Exception) -> Unmeasurable:
         kind, detail = failure(self.endpoint, problem, replying=False)
+        if kind == "timeout":
+            detail += self._said_timeout
         told = self.endpoint.redacted(detail.encode()).decode()
         return unreachable(self.target, self.endpoint, kind, told + self._after)
 
@@ -496,7 +506,7 @@ def _hint(endpoint: Endpoint, kind: str, detail: str) -> str:
         return "; --ca-file FILE names one to trust, --insecure accepts any"
     if kind == "tls" and endpoint.proxy is None:
         return "; if it does not speak TLS there, write http:// for https://"
-    if kind in ("reset", "protocol") and endpoint.tls is None:
+    if endpoint.tls is None and (kind == "reset" or NOT_HTTP in detail):
         return "; if it speaks TLS there, write https:// for http://"
     return ""
 

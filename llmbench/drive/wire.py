@@ -485,6 +485,13 @@ class _Reply:
         self._pieces_after: list[int] = []  # how many pieces of the body each read completed
         self.on_body = self.recording.pieces.append
         self._parser: Any = httptools.HttpResponseParser(self)
+        self._parser.set_dangerous_leniencies(
+            lenient_chunked_length=True,  # a length beside the chunks, which count: RFC 9112, 6.3
+            lenient_data_after_close=True,
+            lenient_headers=True,
+            lenient_optional_cr_before_lf=True,
+            lenient_spaces_after_chunk_size=True,
+        )
 
     def check(self) -> str:
         """Why the reply is too large. Where it is not, it need not be checked again before it can
