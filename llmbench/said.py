@@ -8,7 +8,7 @@ from typing import Any
 
 from llmbench.apis.body import layered
 from llmbench.errors import UserError
-from llmbench.headers import check_header, check_parameter, overlaid, read_header
+from llmbench.headers import REFERENCE, check_header, check_parameter, overlaid, read_header
 
 Place = Callable[[str], str]
 Settings = dict[str, Any]
@@ -95,7 +95,17 @@ def _body(given: Any, place: str) -> Any:
         for name, why in _NOT_YOURS.items():
             if name in found and json.dumps(found[name]) not in _AS_WE_SAY.get(name, ()):
                 raise UserError(f"{place}: {name} cannot be set: {why}")
+        _check_texts(found, place)
     return found
+
+
+def _check_texts(said: Any, place: str) -> None:
+    """Raise ``UserError`` for a variable: it would be sent as it is written."""
+    if isinstance(said, dict | list):
+        for each in said.values() if isinstance(said, dict) else said:
+            _check_texts(each, place)
+    elif isinstance(said, str) and REFERENCE.fullmatch(said):
+        raise UserError(f"{place}: {said}: variables are read in headers and the query alone")
 
 
 def _document(text: str, place: str) -> dict[str, Any]:

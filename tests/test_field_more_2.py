@@ -33,6 +33,7 @@ from test_field_network import (
 )
 from test_request_fields import target_of
 
+from llmbench.apis.api import model_ids
 from llmbench.apis.dialect import DIALECTS
 from llmbench.drive.aiohttp_client import tidied
 from llmbench.drive.board import Ticket
@@ -346,3 +347,51 @@ def test_nothing_is_said_of_prompts_where_no_request_succeeded() -> None:
     cell = bare_cell(token_source="usage", requests=Counts(sent=2, ok=0, failed=2))
     judge(cell, CellFacts(cell=0, target=0, client="wire", load=LOAD))
     assert not [note for note in cell.notes if "prompt tokens" in note]
+
+
+@pytest.mark.parametrize(
+    ("body", "ids"),
+    [
+        (b'[{"id": "a"}, {"id": "b"}]', ["a", "b"]),
+        (b'{"models": [{"name": "a"}]}', ["a"]),
+        (b'{"data": ["a"], "models": [{"name": "b"}]}', ["a"]),
+        (b'{"data": [{"id": "a"}, {"id": "a"}]}', ["a"]),
+        (b'{"data": [{"id": 5, "name": "x"}]}', ["5"]),
+        (b'{"data": null}', []),
+        (b"null", []),
+        (b"7", []),
+        (b"\xff", []),
+    ],
+)
+def test_lists_of_models_as_they_come(body: bytes, ids: list[str]) -> None:
+    assert model_ids(body) == ids
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"query": ["sid={session}"]}, "--query sid: {session} and {nonce} are for headers"),
+        ({"body": '{"user": "${USER}"}'}, "--body: ${USER}: variables are read in headers"),
+        ({"body": '{"a": [{"b": "${USER}"}]}'}, "--body: ${USER}: variables are read"),
+    ],
+)
+def test_what_would_be_sent_as_it_is_written_is_refused(said: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        target_of("http://h", **said)
+    assert words in str(refusal.value)
+
+
+async def test_a_context_that_is_too_small_names_the_flags() -> None:
+    full = {"error": {"message": "This model's maximum context length is 16 tokens."}}
+    said = json.dumps(full).encode()
+    reply = b"HTTP/1.1 400 Bad\r\nContent-Length: %d\r\n\r\n" % len(said) + said
+    async with raw_server(routed([], {}, reply)) as raw, probing(raw.url, model="m") as probe:
+        with pytest.raises(Unmeasurable, match=r"16 tokens\. \(see --prompt-tokens and"):
+            await probe.find_dialect()
+
+
+async def test_a_body_that_is_not_compressed_as_it_says() -> None:
+    lie = length(BODY, b"Content-Type: text/event-stream", b"Content-Encoding: gzip")
+    async with raw_server(answering(lie, then="next")) as raw, probing(raw.url, model="m") as probe:
+        with pytest.raises(Unmeasurable, match="cannot be read: Can not decode content-encoding"):
+            await probe.find_dialect()

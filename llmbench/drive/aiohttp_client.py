@@ -261,6 +261,8 @@ def failure(endpoint: Endpoint, problem: Exception, replying: bool) -> tuple[str
             return endpoint.unopened("connect", f"no connection within {CONNECT_TIMEOUT_S:g} s")
         case TimeoutError():
             return "timeout", "the reply did not end in time"
+        case aiohttp.ClientPayloadError() if "content-encoding" in words:
+            return "protocol", f"the reply cannot be read: {words.split(chr(10))[-1].strip(' ')}"
         case aiohttp.ClientPayloadError():
             return "truncated", "the connection closed in the middle of the reply"
         case aiohttp.ServerDisconnectedError() | OSError() if not replying:

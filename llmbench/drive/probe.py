@@ -420,6 +420,8 @@ class Probe:
         words = f"the server answered {status}: {refusal.said}"
         if refusal.is_of_amount and refusal.names([each.limit for each in self._api.dialects]):
             words += f" (asked for {output_tokens} tokens, see --output-tokens)"
+        elif refusal.is_of_context:
+            words += " (see --prompt-tokens and --output-tokens)"
         raise self._not_taken(words, refusal)
 
     @property
