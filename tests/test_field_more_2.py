@@ -187,7 +187,7 @@ async def test_a_page_at_v1_is_nothing_there(tmp_path: Path, model: str) -> None
 
 async def test_nothing_but_pages(tmp_path: Path) -> None:
     async with raw_server(routed([], {}, PAGE)) as raw:
-        with pytest.raises(NotThere, match="/v1/models: the reply is a web page"):
+        with pytest.raises(NotThere, match="/v1/models: the reply is text/html, a web page"):
             await reached(target_of(raw.url), tmp_path)
 
 

@@ -121,7 +121,7 @@ class Probe:
         if status in (401, 403, *BUSY):
             raise self._bad_status(status, headers, body)
         if status == 200:
-            self._refuse_page(url, body)
+            self._refuse_page(url, headers, body)
         listed = self._api.model_ids(body) if status == 200 else []
         if len(listed) == 1:
             self.model = listed[0]
@@ -224,14 +224,16 @@ class Probe:
         self._asked += 1
         return prompts.prompt(self._salt, -1, self._asked, words, content)
 
-    def _refuse_page(self, url: str, body: bytes) -> None:
+    def _refuse_page(self, url: str, headers: Mapping[str, str], body: bytes) -> None:
         """Raise ``NotThere`` where ``body`` is a page: what else a server has at any path."""
         if bodies.is_page(body):
-            raise NotThere(str(self._unmeasurable(f"{url}: the reply is {bodies.PAGE}")))
+            kind = headers.get("content-type", "of no stated type")
+            words = f"{url}: the reply is {kind}, {bodies.PAGE}"
+            raise NotThere(str(self._unmeasurable(words)))
 
     def _judge(self, trace: Trace) -> None:
         """Raise what is wrong with a reply; that it has no token is nothing wrong."""
-        self._refuse_page(self._url, trace.body)
+        self._refuse_page(self._url, trace.headers, trace.body)
         if (said := self._error_in(trace.body)) is not None:
             refusal = read_refusal(said)
             problem = f"{self._url}: {refusal.said}"
