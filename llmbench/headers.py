@@ -59,6 +59,8 @@ def check_parameter(name: str, value: str, place: str) -> None:
     """Raise ``UserError`` for a query parameter that cannot be sent, or would be stored."""
     if not name or not (name.isprintable() and value.isprintable()):
         raise UserError(f"{place}: a name or a value has a character that cannot be shown")
+    if is_marked(value):
+        raise UserError(f"{place} {name}: {{session}} and {{nonce}} are for headers and the body")
     if is_secret(name) and not REFERENCE.fullmatch(value):
         raise UserError(
             f"{place} {name}: a secret comes from an environment variable: {name}=${{NAME}}"

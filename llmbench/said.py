@@ -8,7 +8,7 @@ from typing import Any
 
 from llmbench.apis.body import layered
 from llmbench.errors import UserError
-from llmbench.headers import check_header, check_parameter, overlaid, read_header
+from llmbench.headers import REFERENCE, check_header, check_parameter, overlaid, read_header
 
 Place = Callable[[str], str]
 Settings = dict[str, Any]
@@ -18,8 +18,13 @@ _NOT_YOURS = {
     "prompt": "--dataset and --text say what to ask",
     "input": "--dataset and --text say what to ask, --system-prompt what comes first",
     "stream": "only streams are timed",
+    "model": "--model names it, as the reports do",
+    "n": "one reply a request is timed",
 }
 """Fields of a body that cannot be said, and why."""
+
+_AS_WE_SAY = {"stream": ("true",), "model": ("null",), "n": ("null", "1")}
+"""What can be said of them all the same, as JSON: it changes nothing that is reported."""
 
 
 def read_said(settings: Settings, place: Place) -> Settings:
@@ -88,9 +93,19 @@ def _body(given: Any, place: str) -> Any:
             found = layered(found, _document(text, place))
     if isinstance(found, dict):
         for name, why in _NOT_YOURS.items():
-            if name in found and not (name == "stream" and found[name] is True):
+            if name in found and json.dumps(found[name]) not in _AS_WE_SAY.get(name, ()):
                 raise UserError(f"{place}: {name} cannot be set: {why}")
+        _check_texts(found, place)
     return found
+
+
+def _check_texts(said: Any, place: str) -> None:
+    """Raise ``UserError`` for a variable: it would be sent as it is written."""
+    if isinstance(said, dict | list):
+        for each in said.values() if isinstance(said, dict) else said:
+            _check_texts(each, place)
+    elif isinstance(said, str) and REFERENCE.fullmatch(said):
+        raise UserError(f"{place}: {said}: variables are read in headers and the query alone")
 
 
 def _document(text: str, place: str) -> dict[str, Any]:

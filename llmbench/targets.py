@@ -129,6 +129,7 @@ def read_targets(given: Sequence[str | TargetTable], defaults: Defaults) -> list
 def _read(given: str | TargetTable, defaults: Defaults) -> list[Target]:
     """What was ``given``: one target, or one for each of several models of a server."""
     if isinstance(given, str):
+        given = given.strip()
         where = f"--target {shown(given.partition('?')[0])}"
         table = _one_word(given)
     else:
@@ -320,7 +321,7 @@ def _plain_fields(said: TargetTable | Defaults, api: str) -> dict[str, Any]:
 
 
 _AZURE = re.compile(r"(.+\.)?(openai|cognitiveservices|services\.ai)\.azure\.(com|us|cn)")
-_DEPLOYMENT = re.compile(r"/openai/deployments/([^/]+)(/|$)")
+DEPLOYMENT = re.compile(r"/openai/deployments/([^/]+)(/|$)")
 
 
 def _auth(table: TargetTable, defaults: Defaults, host: str, where: str) -> str:
@@ -333,7 +334,7 @@ def _auth(table: TargetTable, defaults: Defaults, host: str, where: str) -> str:
 
 def _deployment(path: str) -> str:
     """The deployment that a path of Azure's names: the server asks for no other model."""
-    found = _DEPLOYMENT.search(path)
+    found = DEPLOYMENT.search(path)
     return unquote(found[1]) if found else ""
 
 
@@ -396,24 +397,28 @@ def _endpoint(url: str) -> tuple[str, str]:
 
 def _path(url: str) -> str:
     _, slash, path = url.partition("://")[2].partition("/")
-    return slash + path.partition("?")[0].partition("#")[0]
+    # An empty segment is what is left of a base that ended in a slash.
+    return re.sub("/{2,}", "/", slash + path.partition("?")[0].partition("#")[0])
 
 
 def base_url(url: str) -> str:
-    """The API's base for what the user wrote. ``/v1`` is added unless the path names a version, or
-    its endpoint."""
+    """The API's base for what the user wrote. ``/v1`` is added unless the path names a version, a
+    deployment of Azure's, or its endpoint."""
     scheme, _, rest = url.partition("://")
     place, path = rest.partition("/")[0], _path(url)
     if end := _endpoint(url)[0]:
         return f"{scheme.lower()}://{place}{path.removesuffix(end)}"
     path = path.rstrip("/").removesuffix("/models")
-    if not _VERSION_SEGMENT.search(path):
+    if not (_VERSION_SEGMENT.search(path) or DEPLOYMENT.search(path)):
         path += "/v1"
     return f"{scheme.lower()}://{place}{path}"
 
 
-def without_version(target: Target) -> Target | None:
-    """``target`` at the base that its user wrote, where ``/v1`` was added to that."""
+def elsewhere(target: Target) -> Target | None:
+    """``target`` where it may be if nothing answers: at the base that its user wrote, where ``/v1``
+    was added to that; without the slash that an endpoint of the user's ends in."""
+    if target.path.endswith("/"):
+        return replace(target, path=target.path.rstrip("/"))
     written = _path(target.spec).rstrip("/").removesuffix("/models")
     is_url = "://" in target.spec and not target.path
     if not is_url or _VERSION_SEGMENT.search(written) or not target.url.endswith("/v1"):

@@ -17,12 +17,21 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def model_ids(body: bytes) -> list[str]:
-    """The models in an answer to ``GET /models``, in OpenAI's and Anthropic's shape alike."""
+    """The models in an answer to ``GET /models``, each once: in OpenAI's and Anthropic's shape, as
+    a bare list, or by name alone."""
     try:
         listed = msgspec.json.decode(body)
-        return [str(model["id"]) for model in listed["data"]]
-    except (msgspec.DecodeError, KeyError, TypeError):
+        if isinstance(listed, dict):
+            listed = listed.get("data") or listed["models"]
+        return list(dict.fromkeys(map(_model_id, listed)))
+    except (msgspec.DecodeError, KeyError, TypeError, UnicodeDecodeError):
         return []
+
+
+def _model_id(model: Any) -> str:
+    if not isinstance(model, dict):
+        return str(model)
+    return str(model["id"] if "id" in model else model["name"])
 
 
 def named_effort(effort: str) -> dict[str, Any]:

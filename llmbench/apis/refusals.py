@@ -68,6 +68,11 @@ class Refusal(Struct, frozen=True):
         return _AMOUNTS.search(self.words) is not None
 
     @property
+    def is_of_context(self) -> bool:
+        """Whether it says that prompt and reply do not fit into the model's context."""
+        return re.search(r"context.?(?:length|window|size)", self.words, re.IGNORECASE) is not None
+
+    @property
     def is_of_conflict(self) -> bool:
         """Whether it says that fields do not go together, each of which may do alone."""
         return _CONFLICT.search(self.words) is not None

@@ -6,22 +6,28 @@ closes after each reply puts its connection's set-up inside TTFT here.
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from yarl import URL
 
 from llmbench.apis.ending import DONE, Ending, EndMarker
 from llmbench.drive.client import FRAMING_S, Habits, Recording, beginning, sleep_until
 from llmbench.drive.clock import Clock
 from llmbench.drive.endpoint import Endpoint
-from llmbench.drive.limits import Limits
+from llmbench.drive.limits import HEAD_BYTES, Limits
 from llmbench.drive.opening import CONNECT_TIMEOUT_S, Failure
 from llmbench.records import TOO_LARGE, Call, Connect, Trace
+
+UNPACKED = ("br", "deflate", "gzip", "zstd")
+"""Encodings of a body that the libraries undo, or fail at loudly."""
 
 
 class AiohttpClient:
@@ -137,20 +143,26 @@ async def _note_reuse(_: aiohttp.ClientSession, context: SimpleNamespace, __: ob
 
 
 def session(
-    endpoint: Endpoint, timeout_s: float, *, one_shot: bool = False, on_reuse: Any = None
+    endpoint: Endpoint,
+    timeout_s: float,
+    *,
+    one_shot: bool = False,
+    tolerant: bool = False,
+    on_reuse: Any = None,
 ) -> aiohttp.ClientSession:
     """A session for ``endpoint``: its headers, its TLS, its proxy, any number of connections, no
     cookies, and nothing of the environment: no other proxy, no ``~/.netrc``.
 
     ``one_shot`` uses each connection once: some servers close without a word, and a request that
-    goes out on a connection as it closes is lost. ``on_reuse`` is told of each connection that is
-    used again.
+    goes out on a connection as it closes is lost. ``tolerant`` does so as well, and reads replies
+    that aiohttp alone refuses. ``on_reuse`` is told of each connection that is used again.
     """
     traces = aiohttp.TraceConfig()
     if on_reuse is not None:
         traces.on_connection_reuseconn.append(on_reuse)
+    connector = _TolerantConnector if tolerant else aiohttp.TCPConnector
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=endpoint.tls or True, force_close=one_shot),
+        connector=connector(limit=0, ssl=endpoint.tls or True, force_close=one_shot or tolerant),
         trace_configs=[traces],
         timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
         headers=endpoint.headers(),
@@ -158,6 +170,50 @@ def session(
         proxy=endpoint.proxy.url if endpoint.proxy else None,
         trust_env=False,
     )
+
+
+class _TolerantConnector(aiohttp.TCPConnector):
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how)
+        self._factory: Any = partial(_Tolerant, loop=asyncio.get_running_loop())
+
+
+class _Tolerant(ResponseHandler):
+    """Takes one reply whose head others take: with bare line feeds, or a length beside chunks."""
+
+    _head: bytes | None = b""
+
+    def data_received(self, data: bytes) -> None:
+        if self._head is not None:
+            self._head += data
+            is_http = self._head.startswith(_HTTP[: len(self._head)])
+            if is_http and len(self._head) < HEAD_BYTES and not _END_OF_HEAD.search(self._head):
+                return
+            data, self._head = tidied(self._head), None
+        super().data_received(data)
+
+    def connection_lost(self, problem: BaseException | None) -> None:
+        if self._head:
+            data, self._head = self._head, None
+            super().data_received(data)
+        super().connection_lost(problem)
+
+
+_HTTP = b"HTTP/1."
+_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_BARE = re.compile(rb"(?<!\r)\n")
+_CHUNKED = re.compile(rb"^transfer-encoding:[^\n]*chunked", re.IGNORECASE | re.MULTILINE)
+_LENGTH = re.compile(rb"^content-length:[^\n]*\n", re.IGNORECASE | re.MULTILINE)
+
+
+def tidied(reply: bytes) -> bytes:
+    """The start of a ``reply`` with a head as it should be. Of a length and chunks, the chunks
+    count (RFC 9112, 6.3)."""
+    end = _END_OF_HEAD.search(reply)
+    if end is None:
+        return reply
+    head = _BARE.sub(b"\r\n", reply[: end.end()])
+    return (_LENGTH.sub(b"", head) if _CHUNKED.search(head) else head) + reply[end.end() :]
 
 
 async def read_all(
@@ -178,8 +234,12 @@ async def read_all(
 
 
 def unpacked(headers: Mapping[str, str]) -> dict[str, str]:
-    """The ``headers`` of a reply whose body a library has unpacked already."""
-    return {name: value for name, value in headers.items() if name.lower() != "content-encoding"}
+    """The ``headers`` of a reply whose body a library has unpacked already, where it could."""
+    kept = dict(headers)
+    for name, value in headers.items():
+        if name.lower() == "content-encoding" and value.lower() in UNPACKED:
+            del kept[name]
+    return kept
 
 
 def failure(endpoint: Endpoint, problem: Exception, replying: bool) -> tuple[str, str]:
@@ -201,11 +261,16 @@ def failure(endpoint: Endpoint, problem: Exception, replying: bool) -> tuple[str
             return endpoint.unopened("connect", f"no connection within {CONNECT_TIMEOUT_S:g} s")
         case TimeoutError():
             return "timeout", "the reply did not end in time"
+        case aiohttp.ClientPayloadError() if "content-encoding" in words:
+            return "protocol", f"the reply cannot be read: {words.split(chr(10))[-1].strip(' ')}"
         case aiohttp.ClientPayloadError():
             return "truncated", "the connection closed in the middle of the reply"
         case aiohttp.ServerDisconnectedError() | OSError() if not replying:
             return "reset", words
         case aiohttp.ServerDisconnectedError() | OSError():
             return "truncated", words
+        case aiohttp.ClientResponseError():
+            what = problem.message.strip().partition("\n")[0].rstrip(":")
+            return "protocol", f"the reply cannot be read: {what}"
         case _:
             return "protocol", words

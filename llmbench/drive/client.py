@@ -1,9 +1,10 @@
 """What every client does: open its connections, exchange calls for traces, close."""
 
 import time
+import zlib
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +27,10 @@ LEFT_OPEN = 2
 """A server that left so many replies open, one after the other, leaves them all open."""
 
 
+_EITHER = zlib.MAX_WBITS | 32  # gzip or zlib, told by its first bytes
+INFLATED = ("gzip", "x-gzip", "deflate")
+
+
 class Habits:
     """How the server has ended its replies lately: so many in a row were ``left_open``."""
 
@@ -34,6 +39,31 @@ class Habits:
     @property
     def leaves_open(self) -> bool:
         return self.left_open >= LEFT_OPEN
+
+
+def inflated(pieces: Sequence[bytes], encoding: str, most: int) -> list[bytes] | None:
+    """What each of the ``pieces`` of a body says, where its ``encoding`` is one that can be undone
+    and there are no more than ``most`` bytes; else ``None``. Some compress, asked or not."""
+    if encoding.lower() not in INFLATED:
+        return None
+    found: list[bytes] = []
+    unpacker, left = None, most
+    for packed in pieces:
+        rest, plain = packed, b""
+        while rest:
+            if unpacker is None or unpacker.eof:
+                is_raw = encoding.lower() == "deflate" and rest[0] & 15 != zlib.DEFLATED
+                unpacker = zlib.decompressobj(-zlib.MAX_WBITS if is_raw else _EITHER)
+            try:
+                plain += unpacker.decompress(rest, left + 1 - len(plain))
+            except zlib.error:
+                return None
+            if len(plain) > left:
+                return None
+            rest = unpacker.unused_data
+        found.append(plain)
+        left -= len(plain)
+    return found
 
 
 class Client(Protocol):

@@ -2,6 +2,7 @@
 that reads an API key."""
 
 import os
+import re
 import ssl
 from collections.abc import Callable, Mapping
 from urllib.parse import quote, urlencode, urlsplit
@@ -20,6 +21,7 @@ USER_AGENT = f"llmbench/{__version__}"
 DEFAULT_KEY_ENV = "OPENAI_API_KEY"
 BEARER = "bearer"
 KEY_HEADERS = frozenset(("api-key", "x-api-key", "x-goog-api-key"))
+_QUOTED, _SCHEME = re.compile(r"(['\"]).*\1$"), re.compile(r"bearer\s", re.IGNORECASE)
 LEAST_KEY = 8  # what is shorter is a stand-in, such as "EMPTY", and may be a word of the reply
 
 
@@ -110,10 +112,13 @@ def shown_url(target: Target, path: str) -> str:
     return f"{target.url}{path}{_query(target.query, '${}')}"
 
 
+_IN_A_QUERY = ":/,"
+
+
 def _query(parameters: Mapping[str, str], also_safe: str = "") -> str:
     if not parameters:
         return ""
-    return f"?{urlencode(parameters, safe=f':/,{also_safe}', quote_via=quote)}"
+    return f"?{urlencode(parameters, safe=_IN_A_QUERY + also_safe, quote_via=quote)}"
 
 
 def endpoint(target: Target) -> Endpoint:
@@ -166,13 +171,14 @@ def _variables(target: Target) -> Callable[[str], str]:
 
 def _secrets(target: Target, own: Mapping[str, str]) -> tuple[str, ...]:
     """What of the user's headers and query no server is to have repeated: what variables hold, and
-    what is written in headers that sound like it."""
+    what is written in headers that sound like it; as it is, and as a URL spells it."""
     read = _variables(target)
     given = (*target.headers.values(), *target.query.values())
     found = [read(match[1]) for value in given for match in REFERENCE.finditer(value)]
     for name, value in own.items():
         if is_secret(name) and not is_marked(value):
             found += [value, value.rpartition(" ")[2]]  # with its scheme, and without
+    found += [quote(value, safe=safe) for value in found for safe in ("", _IN_A_QUERY)]
     return tuple(sorted(set(found), key=len, reverse=True))
 
 
@@ -193,6 +199,11 @@ def key_of(target: Target) -> str:
         raise UserError(f"{target.name}: the environment variable {target.key_env} is not set")
     if not (key.isascii() and key.isprintable()):
         raise UserError(f"{target.name}: the key in {target.key_env} has characters no key has")
+    for more, what in ((_QUOTED, "quotes"), (_SCHEME, "the word Bearer")):
+        if more.match(key):
+            raise UserError(
+                f"{target.name}: {target.key_env} holds {what} as well: set it to the key alone"
+            )
     return key
 
 

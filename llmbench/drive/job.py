@@ -97,13 +97,14 @@ class Job(Struct, frozen=True, kw_only=True, dict=True):
             self.facts.load.content,
             marks,
         )
+        fields = {name: it for name, it in ask.fields.items() if name not in self.target.body}
         return Call(
             cell=cell,
             index=ticket.index,
             stream=stream,
             phase=ticket.phase,
             request_id=f"llmbench-{self.salt}-{cell}-{ticket.index}",
-            body=_with(body, ask.fields) if ask.fields else body,
+            body=_with(body, fields) if fields else body,
             session=session,
             turn=turn,
             due_ns=due_ns,

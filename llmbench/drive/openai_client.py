@@ -99,6 +99,8 @@ class OpenAIClient:
             error, detail = self._failure(problem, bool(recording.status))
         except openai.APIError as problem:
             error, detail = "stream-error", problem.message
+        except ValueError as problem:
+            error, detail = "stream-error", f"the SDK cannot read an event: {problem}"
         except Exception as problem:
             # The SDK lets its transport's errors through once the reply streams, and no name for
             # them is part of its interface.

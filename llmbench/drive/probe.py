@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from yarl import URL
 
-from llmbench.apis import APIS, lenient, sse
+from llmbench.apis import APIS, bodies, lenient, sse
 from llmbench.apis.chunks import MALFORMED
 from llmbench.apis.dialect import Dialect
 from llmbench.apis.ending import Ending
@@ -33,6 +33,7 @@ from llmbench.measure.timeline import decode
 from llmbench.plan import prompts
 from llmbench.plan.prompts import PLAIN
 from llmbench.records import TOO_LARGE, Content, Kind, Message, Reads, Target, Trace
+from llmbench.targets import DEPLOYMENT
 
 BUSY = (429, 503, 529)
 LONGEST_PAUSE_S = 60.0
@@ -51,6 +52,9 @@ ONE_WORD = "\n\nAnswer with the one word: yes."
 MOST_GUESSES = 12
 MOST_LISTED_BYTES = 4 << 20
 """Of a list of models."""
+
+NOT_HTTP = "Bad status line"
+"""How aiohttp calls a reply that is not HTTP's."""
 
 LENGTH_TOLERANCE = 0.02
 
@@ -116,6 +120,8 @@ class Probe:
         status, headers, body = await self._list()
         if status in (401, 403, *BUSY):
             raise self._bad_status(status, headers, body)
+        if status == 200:
+            self._refuse_page(url, headers, body)
         listed = self._api.model_ids(body) if status == 200 else []
         if len(listed) == 1:
             self.model = listed[0]
@@ -126,10 +132,11 @@ class Probe:
                 f"{self.target.name} serves {len(listed)} models, choose one with --model: {some}"
             )
         if status != 200:
+            said = read_refusal(body).said
             raise self._unfound(
                 status,
-                f"{url} answered {status}: no OpenAI-compatible server, or one that lists no "
-                "models: then name one with --model",
+                f"{url} answered {status}{f' ({said})' if said else ''}: no OpenAI-compatible "
+                "server, or one that lists no models: then name one with --model",
             )
         raise self._unmeasurable(f"{url} lists no model; name one with --model")
 
@@ -217,8 +224,16 @@ class Probe:
         self._asked += 1
         return prompts.prompt(self._salt, -1, self._asked, words, content)
 
+    def _refuse_page(self, url: str, headers: Mapping[str, str], body: bytes) -> None:
+        """Raise ``NotThere`` where ``body`` is a page: what else a server has at any path."""
+        if bodies.is_page(body):
+            kind = headers.get("content-type", "of no stated type")
+            words = f"{url}: the reply is {kind}, {bodies.PAGE}"
+            raise NotThere(str(self._unmeasurable(words)))
+
     def _judge(self, trace: Trace) -> None:
         """Raise what is wrong with a reply; that it has no token is nothing wrong."""
+        self._refuse_page(self._url, trace.headers, trace.body)
         if (said := self._error_in(trace.body)) is not None:
             refusal = read_refusal(said)
             problem = f"{self._url}: {refusal.said}"
@@ -286,7 +301,7 @@ class Probe:
             if limit.expired():
                 detail = self._limits.no_first_token.detail
             elif error == "timeout":
-                detail += f": --timeout is {self._limits.whole_s:g} s"
+                detail += self._said_timeout
         content = self.endpoint.redacted(bytes(heard))
         if error and self._is_over(content):
             error = detail = ""
@@ -294,7 +309,7 @@ class Probe:
             if error == TOO_LARGE:
                 raise self._unmeasurable(f"{self._url}: {detail}")
             detail = self.endpoint.redacted(detail.encode()).decode()
-            raise unreachable(self.target, self.endpoint, error, detail)
+            raise unreachable(self.target, self.endpoint, error, detail + self._after)
         return _as_trace(reply.status, unpacked(reply.headers), content, error, detail)
 
     @asynccontextmanager
@@ -354,7 +369,7 @@ class Probe:
         return replace(self.target, url=place.removesuffix("/models"))
 
     def _new_session(self) -> aiohttp.ClientSession:
-        return session(self.endpoint, self._limits.whole_s, one_shot=True)
+        return session(self.endpoint, self._limits.whole_s, tolerant=True)
 
     def _has_begun(self, body: bytes | bytearray) -> bool:
         """Whether a token is in the start of ``body``."""
@@ -393,8 +408,11 @@ class Probe:
         """Raise what an HTTP status says."""
         status = trace.status
         if 300 <= status < 400:
-            place = trace.headers.get("location", "nowhere")
-            raise self._unmeasurable(f"{self._url} redirects to {place}: give that as the target")
+            with suppress(ValueError):
+                place = followed(self._url, trace.headers.get("location", ""))
+                words = f"{self._url} answers {status} and sends to {place}, which is for a page"
+                raise self._unmeasurable(f"{words}: is the target's URL that of an API?")
+            raise self._unmeasurable(f"{self._url} redirects to nowhere")
         if status == 200:
             return
         refusal = read_refusal(trace.body)
@@ -404,6 +422,8 @@ class Probe:
         words = f"the server answered {status}: {refusal.said}"
         if refusal.is_of_amount and refusal.names([each.limit for each in self._api.dialects]):
             words += f" (asked for {output_tokens} tokens, see --output-tokens)"
+        elif refusal.is_of_context:
+            words += " (see --prompt-tokens and --output-tokens)"
         raise self._not_taken(words, refusal)
 
     @property
@@ -427,6 +447,8 @@ class Probe:
             hint = f" (the key comes from {self.target.key_env}{unset}; {self._way_of_key})"
         elif status == 404:
             hint = f" (model '{self.model}', {self._url})"
+            if DEPLOYMENT.search(self._url) and "api-version" not in self.target.query:
+                hint = f"{hint[:-1]}; Azure wants an api-version: --query api-version=2024-10-21)"
         elif status == 407 and self.endpoint.proxy is not None:
             hint = f" (the proxy's user and password come from {self.endpoint.proxy.variable})"
         elif status in BUSY:
@@ -457,18 +479,40 @@ class Probe:
 
     def _unmeasurable(self, words: str) -> Unmeasurable:
         told = self.endpoint.redacted(words.encode()).decode()  # a server may repeat the key
-        return Unmeasurable(f"{self.target.name}: {told}")
+        return Unmeasurable(f"{self.target.name}: {told}{self._after}")
+
+    @property
+    def _said_timeout(self) -> str:
+        return f": --timeout is {self._limits.whole_s:g} s"
+
+    @property
+    def _after(self) -> str:
+        return f" ({self.redirected})" if self.redirected else ""
 
     def _unreachable(self, problem: Exception) -> Unmeasurable:
         kind, detail = failure(self.endpoint, problem, replying=False)
+        if kind == "timeout":
+            detail += self._said_timeout
         told = self.endpoint.redacted(detail.encode()).decode()
-        return unreachable(self.target, self.endpoint, kind, told)
+        return unreachable(self.target, self.endpoint, kind, told + self._after)
 
 
 def unreachable(target: Target, endpoint: Endpoint, kind: str, detail: str) -> Unmeasurable:
     """What is said where no request of a ``target`` came through."""
     what = "cannot reach" if kind in ("connect", "dns", "tls", "proxy") else "no reply from"
-    return Unmeasurable(f"{target.name}: {what} {endpoint.url} ({kind}: {detail})")
+    hint = _hint(endpoint, kind, detail)
+    return Unmeasurable(f"{target.name}: {what} {endpoint.url} ({kind}: {detail}){hint}")
+
+
+def _hint(endpoint: Endpoint, kind: str, detail: str) -> str:
+    """The flag or the URL that may help, where a connection failed as this one did."""
+    if kind == "tls" and "certificate" in detail:
+        return "; --ca-file FILE names one to trust, --insecure accepts any"
+    if kind == "tls" and endpoint.proxy is None:
+        return "; if it does not speak TLS there, write http:// for https://"
+    if endpoint.tls is None and (kind == "reset" or NOT_HTTP in detail):
+        return "; if it speaks TLS there, write https:// for http://"
+    return ""
 
 
 async def fit(name: str, wanted: int, count: Callable[[int], Awaitable[int | None]]) -> Fit:

@@ -21,7 +21,7 @@ from llmbench.measure.verdict import INSECURE
 from llmbench.plan import prompts
 from llmbench.plan.prompts import PLAIN
 from llmbench.records import CellFacts, Content, Load, Provenance, Target
-from llmbench.targets import without_version
+from llmbench.targets import elsewhere
 
 if TYPE_CHECKING:
     from llmbench.engines.hosted import HostedEngine
@@ -118,7 +118,7 @@ async def reach(
         try:
             found = await _asked(stack, target, loads, salt, limits, say)
         except NotThere as problem:
-            plain = without_version(target)
+            plain = elsewhere(target)
             if plain is None:
                 raise
             try:

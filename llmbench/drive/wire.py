@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from llmbench.apis.ending import DONE, Ending, EndMarker
 from llmbench.drive.barge_in import BargeIn
-from llmbench.drive.client import FRAMING_S, Habits, Recording
+from llmbench.drive.client import FRAMING_S, Habits, Recording, inflated
 from llmbench.drive.clock import ANCILLARY_BYTES, Clock
 from llmbench.drive.endpoint import Endpoint
 from llmbench.drive.limits import HEAD_BYTES, KEPT_BYTES, Limits
@@ -434,7 +434,7 @@ class _Connection:
         """The one look at what a reply says while it comes in: is there a token?"""
         with suppress(httptools.HttpParserError):
             self._reply.parse()
-        return self._limits.has_begun(b"".join(self._reply.recording.pieces))
+        return self._limits.has_begun(self._reply.text())
 
     def _cut(self) -> None:
         """Close our side, which is all that a server sees of a client that goes, and read on."""
@@ -491,6 +491,13 @@ class _Reply:
         self._pieces_after: list[int] = []  # how many pieces of the body each read completed
         self.on_body = self.recording.pieces.append
         self._parser: Any = httptools.HttpResponseParser(self)
+        self._parser.set_dangerous_leniencies(
+            lenient_chunked_length=True,  # a length beside the chunks, which count: RFC 9112, 6.3
+            lenient_data_after_close=True,
+            lenient_headers=True,
+            lenient_optional_cr_before_lf=True,
+            lenient_spaces_after_chunk_size=True,
+        )
 
     def check(self) -> str:
         """Why the reply is too large. Where it is not, it need not be checked again before it can
@@ -538,6 +545,17 @@ class _Reply:
     def ends_by_close(self) -> bool:
         return self.headers_complete and not self._framed
 
+    def text(self) -> bytes:
+        """What has come of the body."""
+        return b"".join(self._inflated() or self.recording.pieces)
+
+    def _inflated(self) -> list[bytes] | None:
+        """The body where it came compressed, and can be undone."""
+        encoding = self.recording.headers.get("content-encoding")
+        if encoding is None:
+            return None
+        return inflated(self.recording.pieces, encoding, self._limits.reply_bytes)
+
     def seal(self, clock: Clock | None) -> Recording:
         """The recording with its stamps, brought onto monotonic time by ``clock`` where there are
         kernel stamps."""
@@ -546,6 +564,9 @@ class _Reply:
             self.parse()
         except httptools.HttpParserError:
             del self.reads[len(self._pieces_after) :]
+        if (plain := self._inflated()) is not None:
+            recording.pieces[:] = plain
+            del recording.headers["content-encoding"]
         if self.reads:
             ends = [0, *accumulate(map(len, recording.pieces))]
             recording.end.extend(map(ends.__getitem__, self._pieces_after))
