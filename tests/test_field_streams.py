@@ -240,7 +240,7 @@ def test_what_is_a_stream_is_seen_by_its_beginning(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "reason", ["abort", "error", "content_filter", "insufficient_system_resource", "cancelled"]
+    "reason", ["abort", "error", "content_filter", "insufficient_system_resource", "canceled"]
 )
 def test_a_finish_reason_that_is_none(reason: str) -> None:
     said = f"the reply ended with finish_reason '{reason}'"

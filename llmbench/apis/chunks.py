@@ -67,6 +67,8 @@ _USAGE, _FINISH, _GENERATED = Kind.USAGE, Kind.FINISH, Kind.GENERATED
 DONE = b"[DONE]"
 MALFORMED = "malformed chunk: "
 
+QUOTED_CHARS = 120
+
 WORDLESS = "the server sent an error without words"
 
 SIGNS_OF_LIFE = frozenset(("ping", "keepalive", "keep-alive", "heartbeat"))
@@ -200,8 +202,14 @@ def _decode_leniently(data: bytes, name: str) -> Event:
     except (ValueError, msgspec.MsgspecError, RecursionError) as problem:
         if name in SIGNS_OF_LIFE:
             return _NOTHING
-        return Event(Kind.ERROR, error=f"{MALFORMED}{problem}")
+        return Event(Kind.ERROR, error=f"{MALFORMED}{problem}{quoted(text)}")
     return merged([*told, Event(Kind.DONE)] if done else told)
+
+
+def quoted(text: str) -> str:
+    """The beginning of what was sent where JSON is usual, if it is words for people."""
+    words = " ".join(text.split())[:QUOTED_CHARS]
+    return f": {words}" if words[:1].isalpha() and " " in words and words.isprintable() else ""
 
 
 def _chunk(document: Any) -> _Chunk:
@@ -248,7 +256,7 @@ def _words(said: Any) -> str:
     """What ``said`` says went wrong, wherever it says so."""
     if (inner := lenient.error_within(said)) is not None:
         said = {"error": inner}
-    for key in ("error", "message", "detail"):
+    for key in ("error", "errors", "base_resp", "message", "detail"):
         if isinstance(said, list) and said:
             said = said[0]
         if isinstance(said, dict) and said.get(key):
@@ -256,5 +264,9 @@ def _words(said: Any) -> str:
     if isinstance(said, list) and said:
         said = said[0]
     if isinstance(said, dict):
-        said = said.get("message") or said.get("msg") or said.get("type") or said
+        said = next(filter(None, map(said.get, _WORDS)), said)
     return str(said)
+
+
+_WORDS = ("message", "msg", "error_msg", "status_msg", "type")
+"""Where an error has its words, the likelier first."""
