@@ -131,17 +131,16 @@ def _is_own_error(event: Event) -> bool:
     return bool(event.kind & Kind.ERROR) and not event.error.startswith(MALFORMED)
 
 
-def _event(chunk: _Chunk) -> Event:
-    """What ``chunk`` carries. Raises ``_StreamError`` for an error, and ``_BareError``."""
+def _event(chunk: _Chunk, looked_at: bool = False) -> Event:
+    """What ``chunk`` carries. Raises ``_StreamError`` for an error, and ``_BareError`` unless all of
+    it was ``looked_at``."""
     if chunk.error or chunk.object == "error":
         raise _StreamError
     kind, thought, answer, finish, ending, tokens = 0, "", "", "", "", None
     choices, usage, timings = chunk.choices, chunk.usage, chunk.timings
-    if choices is None:
-        if usage is None:
-            raise _BareError
-        choices = []
-    for choice in choices:
+    if not choices and usage is None and not looked_at:
+        raise _BareError
+    for choice in choices or ():
         delta = choice.delta
         if delta is None:
             if choice.text:
@@ -196,7 +195,7 @@ def _decode_leniently(data: bytes, name: str) -> Event:
         return _NOTHING
     try:
         documents, done = lenient.documents(text)
-        told = [_event(_chunk(each)) for each in documents]
+        told = [_event(_chunk(each), looked_at=True) for each in documents]
     except _StreamError:
         return _error(data)
     except (ValueError, msgspec.MsgspecError, RecursionError) as problem:

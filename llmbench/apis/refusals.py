@@ -34,6 +34,8 @@ _AMOUNTS = re.compile(
     re.IGNORECASE,
 )
 
+_CONTEXT = re.compile(r"context|too long|n_ctx|max\w*[ _](?:model|sequence)[ _]len", re.IGNORECASE)
+
 _CONFLICT = re.compile(
     r"together|\bboth\b|either|exclusive|combin|conflict|at the same time", re.IGNORECASE
 )
@@ -66,6 +68,11 @@ class Refusal(Struct, frozen=True):
     def is_of_amount(self) -> bool:
         """Whether it says that something is too small or too large."""
         return _AMOUNTS.search(self.words) is not None
+
+    @property
+    def is_of_context(self) -> bool:
+        """Whether it says that the prompt and the reply have no room together."""
+        return _CONTEXT.search(self.words) is not None
 
     @property
     def is_of_conflict(self) -> bool:

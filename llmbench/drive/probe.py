@@ -404,6 +404,8 @@ class Probe:
         words = f"the server answered {status}: {refusal.said}"
         if refusal.is_of_amount and refusal.names([each.limit for each in self._api.dialects]):
             words += f" (asked for {output_tokens} tokens, see --output-tokens)"
+        elif refusal.is_of_context:
+            words += " (see --prompt-tokens and --output-tokens)"
         raise self._not_taken(words, refusal)
 
     @property
@@ -426,7 +428,7 @@ class Probe:
             unset = "" if self.endpoint.key else ", which is not set"
             hint = f" (the key comes from {self.target.key_env}{unset}; {self._way_of_key})"
         elif status == 404:
-            hint = f" (model '{self.model}', {self._url})"
+            hint = f" (model '{self.model}', {self._url}: see --model and --target)"
         elif status == 407 and self.endpoint.proxy is not None:
             hint = f" (the proxy's user and password come from {self.endpoint.proxy.variable})"
         elif status in BUSY:

@@ -123,6 +123,7 @@ def decode(
             unclear=bool(seen & Kind.TOOL) or _counts(running),
         ),
         chars=chars,
+        head_chars=next((len(event.text) for event in told if event.kind & _GENERATED), 0),
         usage=usage,
         finish=finish,
         stages_ms=_stages_ms(timings or {}),
@@ -245,7 +246,12 @@ def _failed(
     if _is_bad(ending):
         return "error", said
     if not seen & Kind.GENERATED:
-        return "empty", "the reply has no generated tokens"
+        return "empty", "the reply has no generated tokens" + (
+            ", and reached its limit: all of it is reasoning that is not streamed, so ask for more "
+            "--output-tokens, or for less --reasoning-effort"
+            if finish == "length"
+            else ""
+        )
     return "", ""
 
 

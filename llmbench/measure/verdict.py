@@ -173,7 +173,7 @@ def _notes(cell: Cell, facts: CellFacts) -> list[str]:
         )
     if not counted:
         notes.append("no tok/s: the server does not count its tokens; chars_per_s is in the JSON")
-    if cell.measured_prompt_tokens is None and counted:
+    if cell.measured_prompt_tokens is None and counted and cell.requests.ok:
         notes.append("the server does not count prompt tokens: how long prompts are is a guess")
     if cell.hidden_tokens is not None:
         notes.append(
