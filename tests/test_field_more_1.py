@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmbench.apis import APIS, lenient
-from llmbench.apis.refusals import read_refusal
+from llmbench.apis.refusals import is_error, read_refusal
 from llmbench.measure.cell import judged
 from llmbench.measure.metrics import measure
 from llmbench.measure.requests import Requests
@@ -129,12 +129,33 @@ def test_errors_by_other_names(error: Any, words: str) -> None:
         {"base_resp": {"status_code": 0, "status_msg": ""}},
         {"error_code": 0, "error_msg": ""},
         {"success": True},
+        {"code": 0, "message": "success"},
+        {"code": 200, "msg": "ok"},
         {"success": False},
     ],
 )
 def test_what_is_no_error(fine: dict[str, Any]) -> None:
     assert failed(said(**fine), finish(), DONE)[0] == ""
     assert not lenient.states_error({"choices": [{}]} | fine)
+
+
+def test_status_codes_that_are_good() -> None:
+    for code in (0, 200, "200"):
+        told = {"code": code, "message": "success", "choices": []}
+        assert failed(event(told), said(), finish(), DONE) == ("", "")
+    assert failed(said(), event({"code": 500, "msg": "broken"}), DONE) == ("stream-error", "broken")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error_code": 7, "error_msg": "unsupported parameter ignore_eos"}',
+        b'{"code": 400, "msg": "ignore_eos is not supported", "success": false}',
+    ],
+)
+def test_a_refusal_by_other_names_with_a_good_status(body: bytes) -> None:
+    assert is_error(body)
+    assert read_refusal(body).names(["ignore_eos", "temperature"]) == ["ignore_eos"]
 
 
 def test_words_where_json_is_usual_are_kept() -> None:
@@ -222,6 +243,17 @@ def test_what_the_server_cancelled_has_failed() -> None:
     assert row.failure == "abort"
     told = Requests.of([row])
     assert (int(told.cancelled.sum()), int(told.lost.sum())) == (0, 1)
+
+
+def test_an_end_in_many_words_is_an_error() -> None:
+    assert failed(said(), finish("error: no more memory"), DONE)[0] == "error"
+
+
+def test_an_exact_reply_that_stops_early_without_counts() -> None:
+    kind, detail = failed(said(), finish("stop"), DONE, exact_tokens=24)
+    assert (kind, "after 1 events of 24 tokens" in detail) == ("short", True)
+    assert failed(said(), finish("length"), DONE, exact_tokens=24) == ("", "")
+    assert failed(*[said()] * 24, finish("stop"), DONE, exact_tokens=24) == ("", "")
 
 
 def test_a_reply_that_is_all_hidden_reasoning_names_the_flag() -> None:

@@ -132,8 +132,8 @@ def _is_own_error(event: Event) -> bool:
 
 
 def _event(chunk: _Chunk, looked_at: bool = False) -> Event:
-    """What ``chunk`` carries. Raises ``_StreamError`` for an error, and ``_BareError`` unless all of
-    it was ``looked_at``."""
+    """What ``chunk`` carries. Raises ``_StreamError`` for an error, and, unless its document was
+    ``looked_at``, ``_BareError``."""
     if chunk.error or chunk.object == "error":
         raise _StreamError
     kind, thought, answer, finish, ending, tokens = 0, "", "", "", "", None

@@ -20,6 +20,9 @@ MOST_TOKENS = 1_000_000_000
 _TEXTS = ("text", "thinking", "reasoning", "summary", "refusal", "content", "value", "parts")
 """Where the text of an object is, the likelier first."""
 
+_GOOD_CODES = (None, "", 0, 200, "0", "200", "success", "OK", "ok")
+"""Codes that come with a message, and with no error."""
+
 _AS_IS = ("error", "object", "timings")
 _COUNTS = (
     *("prompt_tokens", "completion_tokens", "total_tokens"),
@@ -195,7 +198,9 @@ def states_error(document: Any) -> bool:
     if document.get("choices") or document.get("usage"):
         return document.get("object") == "error"
     kind = str(document.get("type", "")) + str(document.get("object", ""))
-    coded = document.get("message") and document.get("code")
+    coded = (document.get("message") or document.get("msg")) and (
+        document.get("code") not in _GOOD_CODES
+    )
     return bool(document.get("detail") or coded or "error" in kind.lower())
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from llmbench.apis import lenient
 from llmbench.apis.chunks import error_message
 
 PLACES = ("loc", "param", "field", "parameter")
@@ -102,9 +103,7 @@ def is_error(body: bytes) -> bool:
         document = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
-    return isinstance(document, dict) and bool(
-        document.get("error") or document.get("object") == "error"
-    )
+    return isinstance(document, dict) and lenient.states_error(document)
 
 
 class _Found:

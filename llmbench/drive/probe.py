@@ -429,6 +429,8 @@ class Probe:
             hint = f" (the key comes from {self.target.key_env}{unset}; {self._way_of_key})"
         elif status == 404:
             hint = f" (model '{self.model}', {self._url}: see --model and --target)"
+        elif status == 413:
+            hint = " (see --prompt-tokens and --output-tokens)"
         elif status == 407 and self.endpoint.proxy is not None:
             hint = f" (the proxy's user and password come from {self.endpoint.proxy.variable})"
         elif status in BUSY:

@@ -32,7 +32,8 @@ _ENDED_BADLY = re.compile(
 )
 """Of finish reasons, in whatever words: there is no telling what the rest would have been."""
 
-LONGEST_KIND = 40
+_KIND = re.compile(r"[\w.-]{1,40}")
+"""What can be the name of a kind of failure."""
 
 _SINGLE_LINES = re.compile(rb"[}\]]\r?\ndata: ?\{")
 """Between events that no blank line parts."""
@@ -241,7 +242,7 @@ def _failed(
         )
     said = f"the reply ended with finish_reason '{finish}'" + (f" ({ending})" if ending else "")
     if _is_bad(finish):
-        kind = finish.lower() if len(finish) <= LONGEST_KIND else "error"
+        kind = finish.lower() if _KIND.fullmatch(finish) else "error"
         return ("abort" if kind == CANCELLED else kind), said
     if _is_bad(ending):
         return "error", said
@@ -272,11 +273,13 @@ def _is_bad(reason: str) -> bool:
 
 def _short(trace: Trace, tokens: int | None, events: int, finish: str) -> tuple[str, str]:
     """The failure of a reply with fewer ``tokens`` than its server was to keep to. As many events
-    as that are no short reply: tokens are split, or miscounted."""
-    if tokens is None or max(tokens, events) >= trace.exact_tokens:
+    as that are no short reply: tokens are split, or miscounted. Where none are counted, a reply is
+    one that says it stopped by itself."""
+    if max(tokens or 0, events) >= trace.exact_tokens or (tokens is None and finish != "stop"):
         return "", ""
+    after = f"{events} events" if tokens is None else f"{tokens}"
     return "short", (
-        f"the reply stopped after {tokens} of {trace.exact_tokens} tokens (finish_reason "
+        f"the reply stopped after {after} of {trace.exact_tokens} tokens (finish_reason "
         f"'{finish}'), though the server takes ignore_eos; --natural-stops measures replies as "
         "they end"
     )
