@@ -539,8 +539,9 @@ class Timeline(Struct, frozen=True, kw_only=True):
     one, and ``token_ids`` how many ids its events carried. ``usage`` has reasoning inside the
     completion's tokens and what was cached inside the prompt's, wherever the server counts them.
     ``hidden_tokens`` is how many of the completion's no event brought, ``None`` where some are
-    missing and nobody knows how many. ``failure`` names the kind of failure, and is empty for a
-    good reply. ``stages_ms`` is where the server says that the time went.
+    missing and nobody knows how many. ``head_chars`` of the ``chars`` came with the first event.
+    ``failure`` names the kind of failure, and is empty for a good reply. ``stages_ms`` is where the
+    server says that the time went.
     """
 
     first_event_ns: int | None = None
@@ -552,6 +553,7 @@ class Timeline(Struct, frozen=True, kw_only=True):
     token_ids: int | None = None
     hidden_tokens: int | None = 0
     chars: int = 0
+    head_chars: int = 0
     usage: Usage = Usage()
     finish: str = ""
     stages_ms: dict[str, float] = field(default_factory=dict)

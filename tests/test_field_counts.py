@@ -122,7 +122,7 @@ DETAILS = CompletionDetails(30)
         ([Usage(20, 50, None, DETAILS, 100)], Usage(20, 80, None, DETAILS, 100)),
         ([Usage(20, 10, None, DETAILS)], Usage(20, 40, None, DETAILS)),
         ([Usage(20, 0, None, DETAILS)], Usage(20, 30, None, DETAILS)),
-        ([Usage(20, 10, None, DETAILS, 30)], Usage(20, 10, None, CompletionDetails(10), 30)),
+        ([Usage(20, 10, None, DETAILS, 30)], Usage(20, 40, None, DETAILS, 30)),
         # cached inside, and beside
         ([Usage(100, 5, SPLIT)], Usage(100, 5, SPLIT)),
         ([Usage(100, 5, SPLIT, None, 105)], Usage(100, 5, SPLIT, None, 105)),

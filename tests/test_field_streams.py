@@ -240,7 +240,7 @@ def test_what_is_a_stream_is_seen_by_its_beginning(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "reason", ["abort", "error", "content_filter", "insufficient_system_resource", "cancelled"]
+    "reason", ["abort", "error", "content_filter", "insufficient_system_resource", "canceled"]
 )
 def test_a_finish_reason_that_is_none(reason: str) -> None:
     said = f"the reply ended with finish_reason '{reason}'"
@@ -341,7 +341,7 @@ def test_a_reply_that_is_shorter_than_promised() -> None:
 def test_a_reply_that_is_as_long_as_promised() -> None:
     assert failed(SAID * 2, finish("length"), usage(8), DONE, exact_tokens=8) == ("", "")
     assert failed(SAID * 8, finish("length"), usage(6), DONE, exact_tokens=8) == ("", "")  # split
-    assert failed(SAID * 3, finish("stop"), DONE, exact_tokens=8) == ("", "")  # nobody counts
+    assert failed(SAID * 3, finish("length"), DONE, exact_tokens=8) == ("", "")  # nobody counts
     cut = timeline(SAID * 3, exact_tokens=8, cut_ns=2 * MS)
     assert cut.failure == ""
 

@@ -67,6 +67,8 @@ _USAGE, _FINISH, _GENERATED = Kind.USAGE, Kind.FINISH, Kind.GENERATED
 DONE = b"[DONE]"
 MALFORMED = "malformed chunk: "
 
+QUOTED_CHARS = 120
+
 WORDLESS = "the server sent an error without words"
 
 SIGNS_OF_LIFE = frozenset(("ping", "keepalive", "keep-alive", "heartbeat"))
@@ -129,17 +131,16 @@ def _is_own_error(event: Event) -> bool:
     return bool(event.kind & Kind.ERROR) and not event.error.startswith(MALFORMED)
 
 
-def _event(chunk: _Chunk) -> Event:
-    """What ``chunk`` carries. Raises ``_StreamError`` for an error, and ``_BareError``."""
+def _event(chunk: _Chunk, looked_at: bool = False) -> Event:
+    """What ``chunk`` carries. Raises ``_StreamError`` for an error, and, unless its document was
+    ``looked_at``, ``_BareError``."""
     if chunk.error or chunk.object == "error":
         raise _StreamError
     kind, thought, answer, finish, ending, tokens = 0, "", "", "", "", None
     choices, usage, timings = chunk.choices, chunk.usage, chunk.timings
-    if choices is None:
-        if usage is None:
-            raise _BareError
-        choices = []
-    for choice in choices:
+    if not choices and usage is None and not looked_at:
+        raise _BareError
+    for choice in choices or ():
         delta = choice.delta
         if delta is None:
             if choice.text:
@@ -194,14 +195,20 @@ def _decode_leniently(data: bytes, name: str) -> Event:
         return _NOTHING
     try:
         documents, done = lenient.documents(text)
-        told = [_event(_chunk(each)) for each in documents]
+        told = [_event(_chunk(each), looked_at=True) for each in documents]
     except _StreamError:
         return _error(data)
     except (ValueError, msgspec.MsgspecError, RecursionError) as problem:
         if name in SIGNS_OF_LIFE:
             return _NOTHING
-        return Event(Kind.ERROR, error=f"{MALFORMED}{problem}")
+        return Event(Kind.ERROR, error=f"{MALFORMED}{problem}{quoted(text)}")
     return merged([*told, Event(Kind.DONE)] if done else told)
+
+
+def quoted(text: str) -> str:
+    """The beginning of what was sent where JSON is usual, if it is words for people."""
+    words = " ".join(text.split())[:QUOTED_CHARS]
+    return f": {words}" if words[:1].isalpha() and " " in words and words.isprintable() else ""
 
 
 def _chunk(document: Any) -> _Chunk:
@@ -248,7 +255,7 @@ def _words(said: Any) -> str:
     """What ``said`` says went wrong, wherever it says so."""
     if (inner := lenient.error_within(said)) is not None:
         said = {"error": inner}
-    for key in ("error", "message", "detail"):
+    for key in ("error", "errors", "base_resp", "message", "detail"):
         if isinstance(said, list) and said:
             said = said[0]
         if isinstance(said, dict) and said.get(key):
@@ -256,5 +263,9 @@ def _words(said: Any) -> str:
     if isinstance(said, list) and said:
         said = said[0]
     if isinstance(said, dict):
-        said = said.get("message") or said.get("msg") or said.get("type") or said
+        said = next(filter(None, map(said.get, _WORDS)), said)
     return str(said)
+
+
+_WORDS = ("message", "msg", "error_msg", "status_msg", "type")
+"""Where an error has its words, the likelier first."""

@@ -20,6 +20,9 @@ MOST_TOKENS = 1_000_000_000
 _TEXTS = ("text", "thinking", "reasoning", "summary", "refusal", "content", "value", "parts")
 """Where the text of an object is, the likelier first."""
 
+_GOOD_CODES = (None, "", 0, 200, "0", "200", "success", "OK", "ok")
+"""Codes that come with a message, and with no error."""
+
 _AS_IS = ("error", "object", "timings")
 _COUNTS = (
     *("prompt_tokens", "completion_tokens", "total_tokens"),
@@ -46,7 +49,7 @@ def chunk(document: Any) -> Document:
     """A chunk."""
     if not isinstance(document, dict):
         raise ValueError(f"it is {_kind(document)}, not an object")
-    choices, groq = document.get("choices"), document.get("x_groq")
+    choices, groq = document.get("choices") or None, document.get("x_groq")
     if not isinstance(choices, list | None):
         raise ValueError(f"its choices are {_kind(choices)}, not a list")
     return {name: document.get(name) for name in _AS_IS} | {
@@ -61,7 +64,8 @@ def chunk(document: Any) -> Document:
 def _choice(choice: Any) -> Document:
     if not isinstance(choice, dict):
         raise ValueError(f"a choice is {_kind(choice)}, not an object")
-    delta, ids, count = choice.get("delta"), choice.get("token_ids"), choice.get("token_count")
+    delta = choice.get("delta") or None  # some languages write an empty object as a list
+    ids, count = choice.get("token_ids"), choice.get("token_count")
     if not isinstance(delta, dict | None):
         raise ValueError(f"a delta is {_kind(delta)}, not an object")
     finish, words = _finish(choice.get("finish_reason"))
@@ -189,11 +193,25 @@ def states_error(document: Any) -> bool:
         return False
     if document.get("error") or error_within(document) is not None:
         return True
+    if _code_of(document) or document.get("success") is False:
+        return not document.get("choices")
     if document.get("choices") or document.get("usage"):
         return document.get("object") == "error"
     kind = str(document.get("type", "")) + str(document.get("object", ""))
-    coded = document.get("message") and document.get("code")
+    coded = (document.get("message") or document.get("msg")) and (
+        document.get("code") not in _GOOD_CODES
+    )
     return bool(document.get("detail") or coded or "error" in kind.lower())
+
+
+_ERROR_CODES = ("error_code", "errorCode", "errcode")
+
+
+def _code_of(document: Document) -> Any:
+    """The code of an error, where there is a place of its own for it; none where that is 0."""
+    status = document.get("base_resp")
+    code = status.get("status_code") if isinstance(status, dict) else None
+    return code or next(filter(None, map(document.get, _ERROR_CODES)), None)
 
 
 def clean(text: str) -> str:

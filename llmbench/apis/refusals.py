@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from llmbench.apis import lenient
 from llmbench.apis.chunks import error_message
 
 PLACES = ("loc", "param", "field", "parameter")
@@ -33,6 +34,8 @@ _AMOUNTS = re.compile(
     r"|limit was reached",
     re.IGNORECASE,
 )
+
+_CONTEXT = re.compile(r"context|too long|n_ctx|max\w*[ _](?:model|sequence)[ _]len", re.IGNORECASE)
 
 _CONFLICT = re.compile(
     r"together|\bboth\b|either|exclusive|combin|conflict|at the same time", re.IGNORECASE
@@ -69,8 +72,8 @@ class Refusal(Struct, frozen=True):
 
     @property
     def is_of_context(self) -> bool:
-        """Whether it says that prompt and reply do not fit into the model's context."""
-        return re.search(r"context.?(?:length|window|size)", self.words, re.IGNORECASE) is not None
+        """Whether it says that the prompt and the reply have no room together."""
+        return _CONTEXT.search(self.words) is not None
 
     @property
     def is_of_conflict(self) -> bool:
@@ -100,9 +103,7 @@ def is_error(body: bytes) -> bool:
         document = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
-    return isinstance(document, dict) and bool(
-        document.get("error") or document.get("object") == "error"
-    )
+    return isinstance(document, dict) and lenient.states_error(document)
 
 
 class _Found:

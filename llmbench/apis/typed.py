@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from llmbench.apis.chunks import MALFORMED, error_message
+from llmbench.apis.chunks import MALFORMED, error_message, quoted
 from llmbench.records import Event, Kind, Usage
 
 NOTHING = Event(0)
@@ -32,7 +32,7 @@ def _read_anyhow(data: bytes) -> Any:
     try:
         return json.loads(said) if said else {}
     except (ValueError, RecursionError) as problem:
-        raise Malformed(str(problem)) from None
+        raise Malformed(f"{problem}{quoted(said)}") from None
 
 
 def malformed(problem: Malformed) -> Event:

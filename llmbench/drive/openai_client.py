@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import openai
 
+from llmbench.apis.chunks import quoted
 from llmbench.drive.aiohttp_client import unpacked
 from llmbench.drive.client import Recording, beginning, sleep_until
 from llmbench.drive.clock import Clock
@@ -99,8 +100,9 @@ class OpenAIClient:
             error, detail = self._failure(problem, bool(recording.status))
         except openai.APIError as problem:
             error, detail = "stream-error", problem.message
-        except ValueError as problem:
-            error, detail = "stream-error", f"the SDK cannot read an event: {problem}"
+        except ValueError as problem:  # of JSON, or of UTF-8
+            words = quoted(problem.doc) if isinstance(problem, json.JSONDecodeError) else ""
+            error, detail = "malformed", f"the SDK cannot read the reply: {problem}{words}"
         except Exception as problem:
             # The SDK lets its transport's errors through once the reply streams, and no name for
             # them is part of its interface.

@@ -446,9 +446,11 @@ class Probe:
             unset = "" if self.endpoint.key else ", which is not set"
             hint = f" (the key comes from {self.target.key_env}{unset}; {self._way_of_key})"
         elif status == 404:
-            hint = f" (model '{self.model}', {self._url})"
+            hint = f" (model '{self.model}', {self._url}: see --model and --target)"
             if DEPLOYMENT.search(self._url) and "api-version" not in self.target.query:
                 hint = f"{hint[:-1]}; Azure wants an api-version: --query api-version=2024-10-21)"
+        elif status == 413:
+            hint = " (see --prompt-tokens and --output-tokens)"
         elif status == 407 and self.endpoint.proxy is not None:
             hint = f" (the proxy's user and password come from {self.endpoint.proxy.variable})"
         elif status in BUSY:

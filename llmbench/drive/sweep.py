@@ -48,6 +48,9 @@ class View(Protocol):
     def say(self, line: str) -> None:
         """One line about the run."""
 
+    def wait(self, line: str) -> None:
+        """One line on what is waited for, which a log is to have as well."""
+
     def progress(self, label: str, load: Load, board: Board) -> None:
         """Where the running cell stands."""
 
@@ -86,6 +89,8 @@ class SilentView:
     live = False
 
     def say(self, line: str) -> None: ...
+
+    def wait(self, line: str) -> None: ...
 
     def progress(self, label: str, load: Load, board: Board) -> None: ...
 
@@ -208,7 +213,7 @@ class SweepRun:
             folder=self._directory.path,
             progress=self._view.live,
             wire="wire" in self._sweep.client,
-            say=self._view.say,
+            say=self._view.wait,
         )
         reached = await stack.enter_async_context(reaching)
         self._directory.run.targets[number] = await self._with_agreement(reached)

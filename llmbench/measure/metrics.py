@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from llmbench.measure.ruler import PROMPT_LAG_NS
+from llmbench.measure.usage import SEEN_SHARE
 from llmbench.records import UNKNOWN_TOKENS, Integers, RequestMetrics, Singles, Timeline, Trace
 
 SECOND_NS = 1e9
@@ -50,7 +51,7 @@ def measure(trace: Trace, timeline: Timeline) -> RequestMetrics:
         token_source=source,
         chars=timeline.chars,
         hidden_tokens=UNKNOWN_TOKENS if hidden is None else hidden,
-        head_share=_head_share(at_ns, seen_tokens) if running is None else None,
+        head_share=_head_share(timeline, seen_tokens) if running is None else None,
         stages_ms=timeline.stages_ms,
         ttfr_s=_seconds(timeline.first_event_ns, late_ns) if was_seen else None,
         ttft_s=_seconds(first_ns, late_ns) if was_seen else None,
@@ -93,12 +94,15 @@ def _tpot_s(at_ns: Integers, running: Integers | None, tokens: int) -> float | N
     return (at_ns[-1] - at_ns[0]) / SECOND_NS / after if after > 0 else None
 
 
-def _head_share(at_ns: Integers, tokens: int) -> float | None:
+def _head_share(timeline: Timeline, tokens: int) -> float | None:
     """The share of a reply's tokens, but for the first, that is taken to have come with its first
-    event, where each brings as many."""
+    event: where each brings as many, or where events bring several, by its share of the text."""
+    at_ns = timeline.at_ns
     if tokens < 2 or not at_ns:
         return None
     head = at_ns.count(at_ns[0]) * tokens / len(at_ns)
+    if timeline.chars and len(at_ns) < SEEN_SHARE * tokens:
+        head = max(head, timeline.head_chars / timeline.chars * tokens)
     return max(head - 1, 0) / (tokens - 1)
 
 

@@ -204,6 +204,11 @@ def _lateness(cell: Cell, sent: Requests) -> None:
 def _gaps(cell: Cell, measured: Requests, good: Requests) -> None:
     icl = gap.chunk_gaps(good)
     if not len(icl.values):
+        if (good.seen_tokens > 1).any():
+            cell.notes.append(
+                "each reply came in one event, so its TTFT is the time of the whole reply: the "
+                "server, or a gateway before it, does not stream"
+            )
         return
     ordered = np.sort(icl.values)
     shared = Shared.of(cell, good)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from llmbench.apis import bodies, lenient, sse
-from llmbench.apis.chunks import MALFORMED, error_message
+from llmbench.apis.chunks import MALFORMED, QUOTED_CHARS, error_message
 from llmbench.measure.early import heard
 from llmbench.measure.usage import hidden_tokens, is_cumulative, running_sum, usage_of
 from llmbench.records import TOO_LARGE, Event, Integers, Kind, Timeline, Trace, Usage
@@ -18,18 +18,27 @@ _GENERATED, _ANSWER, _REASONING = Kind.GENERATED, Kind.ANSWER, Kind.REASONING
 _RARE = Kind.FINISH | Kind.ERROR
 """Looked up for every event."""
 
+CANCELLED = "cancelled"
+"""The kind of what was cut off in flight when its cell was over, which is nobody's failure."""
+
 BARGE_IN = "barge-in"
 """How a reply finished that its user cut off."""
 
 _ENDED_BADLY = re.compile(
-    "abort|error|fail|cancel|filter|safety|insufficient|overload|unavailable|time_?d?_?out"
-    "|refus|prohibit|blocklist|recitation|spii|malformed|exception|interrupt|network|reject"
+    "abort|error|fail|cancel|filter|safety|sensitive|insufficient|exhaust|overload|unavailable"
+    "|time_?d?_?out|refus|prohibit|blocked|blocklist|denied|guardrail|moderat|violat|recitation|spii"
+    "|malformed|unexpected|exception|interrupt|network|connect|reject|preempt|evict|kill|crash"
+    "|shut_?down|out_of_memory|^oom$|rate_?limit|throttl|quota|(?:not|un)_?finished|^other$"
 )
 """Of finish reasons, in whatever words: there is no telling what the rest would have been."""
 
-LONGEST_KIND = 40
+_KIND = re.compile(r"[\w.-]{1,40}")
+"""What can be the name of a kind of failure."""
+
+_SINGLE_LINES = re.compile(rb"[}\]]\r?\ndata: ?\{")
+"""Between events that no blank line parts."""
+
 QUOTABLE_BYTES = 4096
-QUOTED_CHARS = 120
 
 
 def decode(
@@ -88,7 +97,7 @@ def decode(
         running = running_sum(told)
     if trace.cut_ns is None:
         error = error or _last_words(trace, seen, events)
-        failure, detail = _failed(trace, seen, error, finish, ending)
+        failure, detail = _failed(trace, events, seen, error, finish, ending)
         if not failure:
             failure, detail = _short(trace, ids or usage.completion_tokens, len(content), finish)
     else:
@@ -115,6 +124,7 @@ def decode(
             unclear=bool(seen & Kind.TOOL) or _counts(running),
         ),
         chars=chars,
+        head_chars=next((len(event.text) for event in told if event.kind & _GENERATED), 0),
         usage=usage,
         finish=finish,
         stages_ms=_stages_ms(timings or {}),
@@ -153,8 +163,11 @@ def _at(reads: Sequence[int], column: Integers) -> Integers:
 
 
 def _counts(running: Integers) -> bool:
-    """Whether the server kept a running count, from the first content event on."""
-    return bool(running) and running[0] > 0 and running[-1] >= len(running)
+    """Whether the server kept a running count, from the first content event on. One that stands
+    still through all of them is none."""
+    if not running or running[0] <= 0 or running[-1] < len(running):
+        return False
+    return len(running) == 1 or running[0] != running[-1]
 
 
 def _events(trace: Trace) -> list[sse.ServerSentEvent] | None:
@@ -210,24 +223,48 @@ def _last_words(trace: Trace, seen: int, events: Sequence[sse.ServerSentEvent]) 
     return _error_in(sse.rest(trace.body, events))
 
 
-def _failed(trace: Trace, seen: int, error: str, finish: str, ending: str) -> tuple[str, str]:
+def _failed(
+    trace: Trace,
+    events: Sequence[sse.ServerSentEvent],
+    seen: int,
+    error: str,
+    finish: str,
+    ending: str,
+) -> tuple[str, str]:
     """The kind of failure of an event stream and its words; both empty for a good one."""
     if error and trace.error != TOO_LARGE:
         return ("malformed" if error.startswith(MALFORMED) else "stream-error"), error
     if trace.error:
         return trace.error, trace.detail
     if not seen & (Kind.DONE | Kind.FINISH):
-        return "truncated", "the stream ended without a finish reason or [DONE]" + (
-            _quoted(trace.body) if not seen else ""
+        return "truncated", "the stream ended without a finish reason or [DONE]" + _rest(
+            trace.body, events, seen
         )
     said = f"the reply ended with finish_reason '{finish}'" + (f" ({ending})" if ending else "")
     if _is_bad(finish):
-        return (finish.lower() if len(finish) <= LONGEST_KIND else "error"), said
+        kind = finish.lower() if _KIND.fullmatch(finish) else "error"
+        return ("abort" if kind == CANCELLED else kind), said
     if _is_bad(ending):
         return "error", said
     if not seen & Kind.GENERATED:
-        return "empty", "the reply has no generated tokens"
+        return "empty", "the reply has no generated tokens" + (
+            ", and reached its limit: all of it is reasoning that is not streamed, so ask for more "
+            "--output-tokens, or for less --reasoning-effort"
+            if finish == "length"
+            else ""
+        )
     return "", ""
+
+
+def _rest(body: bytes, events: Sequence[sse.ServerSentEvent], seen: int) -> str:
+    """What is to be said of a ``body`` that breaks off after its ``events``."""
+    if not events and _SINGLE_LINES.search(body):
+        return ": no blank lines part its events, and a client that keeps to the standard sees none"
+    if not seen:
+        return _quoted(body)
+    left = sse.rest(body, events)
+    is_cut = b" " not in left or left.startswith((b"{", b"[", b":", b"event:"))
+    return "" if is_cut else _quoted(left)
 
 
 def _is_bad(reason: str) -> bool:
@@ -236,11 +273,13 @@ def _is_bad(reason: str) -> bool:
 
 def _short(trace: Trace, tokens: int | None, events: int, finish: str) -> tuple[str, str]:
     """The failure of a reply with fewer ``tokens`` than its server was to keep to. As many events
-    as that are no short reply: tokens are split, or miscounted."""
-    if tokens is None or max(tokens, events) >= trace.exact_tokens:
+    as that are no short reply: tokens are split, or miscounted. Where none are counted, a reply is
+    one that says it stopped by itself."""
+    if max(tokens or 0, events) >= trace.exact_tokens or (tokens is None and finish != "stop"):
         return "", ""
+    after = f"{events} events" if tokens is None else f"{tokens}"
     return "short", (
-        f"the reply stopped after {tokens} of {trace.exact_tokens} tokens (finish_reason "
+        f"the reply stopped after {after} of {trace.exact_tokens} tokens (finish_reason "
         f"'{finish}'), though the server takes ignore_eos; --natural-stops measures replies as "
         "they end"
     )

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from msgspec.structs import fields, replace
 
-from llmbench.records import CompletionDetails, Event, Integers, Kind, PromptDetails, Usage
+from llmbench.records import Event, Integers, Kind, Usage
 
 EDGE = 4
 """Of many statements, so many of the first and of the last are looked at: what a server states at
@@ -96,21 +96,15 @@ def _with_parts_inside(usage: Usage) -> Usage:
     cached, reasoning = usage.cached_tokens or 0, usage.reasoning_tokens or 0
     known = prompt and completion and usage.total_tokens
     extra = usage.total_tokens - prompt - completion if known and usage.total_tokens else None
-    apart = extra is None or extra > 0
     reasoning_apart = reasoning > completion or extra in (reasoning, reasoning + cached)
     cached_apart = cached > prompt or extra in (cached, cached + reasoning)
     if reasoning and extra == cached == reasoning and prompt >= cached:
         cached_apart = False
-    changes: dict[str, object] = {}
-    if reasoning and reasoning_apart and apart:
+    if reasoning and reasoning_apart:
         completion += reasoning
-    elif reasoning > completion:
-        changes["completion_tokens_details"] = CompletionDetails(completion)
-    if cached and cached_apart and apart:
+    if cached and cached_apart:
         prompt += cached
-    elif cached > prompt > 0:
-        changes["prompt_tokens_details"] = PromptDetails(prompt)
-    changes |= {"prompt_tokens": prompt or None, "completion_tokens": completion or None}
+    changes = {"prompt_tokens": prompt or None, "completion_tokens": completion or None}
     new = {name: value for name, value in changes.items() if getattr(usage, name) != value}
     return replace(usage, **new) if new else usage
 

@@ -12,7 +12,7 @@ from llmbench.records import TRACE, Load
 
 
 class LiveView:
-    """Lines and a progress bar on stderr; silent, but for problems, where that is no terminal."""
+    """Lines and a progress bar on stderr; silent, but for waits, where that is no terminal."""
 
     def __init__(self) -> None:
         self.live = sys.stderr.isatty()
@@ -22,6 +22,10 @@ class LiveView:
         with self._on_terminal():
             if self.live and line:
                 tqdm.write(line, file=sys.stderr)
+
+    def wait(self, line: str) -> None:
+        with self._on_terminal():
+            tqdm.write(line, file=sys.stderr)
 
     @contextmanager
     def _on_terminal(self) -> Iterator[None]:
