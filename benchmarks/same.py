@@ -212,7 +212,8 @@ def row(server: Server, pairs: int, slower: float, kept: Path | None) -> list[st
     widest = max(found, key=lambda name: found[name].width)
     rarest = min(found, key=lambda name: found[name].shown)
     mean = statistics.mean(each.held for each in found.values())
-    ttft = " ".join(f"{found[f'ttft {p}'].held:.2f}" for p in ("p50", "p90", "p95"))
+    names = [f"ttft {p}" for p in ("p50", "p90", "p95")]
+    ttft = " ".join(f"{found[each].held:.2f}" if each in found else "–" for each in names)
     return [
         server.name,
         str(pairs),
