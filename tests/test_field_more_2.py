@@ -339,8 +339,8 @@ async def test_the_sdk_says_what_it_could_not_read() -> None:
         connected(raw.url, "openai") as client,
     ):
         kind, detail = failure(await exchanged(client))
-    assert kind == "stream-error"
-    assert detail.startswith("the SDK cannot read an event: ")
+    assert kind == "malformed"
+    assert detail.startswith("the SDK cannot read the reply: ")
 
 
 def test_nothing_is_said_of_prompts_where_no_request_succeeded() -> None:

@@ -223,7 +223,7 @@ def test_a_model_that_is_not_there_is_said_of_v1(
     server = threaded(lambda asked: (404, "application/json", b'{"error": {"message": "who?"}}'))
     done = sweep(f"{server.url}?model=m")
     assert done.code == 3
-    assert f"404: who? (model 'm', {server.url}/v1/chat/completions)" in done.cells[0]["reasons"][0]
+    assert f"404: who? (model 'm', {server.url}/v1/chat/completions:" in done.cells[0]["reasons"][0]
 
 
 def test_several_models_of_a_server(threaded: Threaded, sweep: Callable[..., Done]) -> None:
