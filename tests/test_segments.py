@@ -188,12 +188,12 @@ def test_intervals_by_clusters_hold() -> None:
 
 
 def test_too_few_segments_tell_nothing() -> None:
-    segments = np.repeat(np.arange(7, dtype=np.int32), 4)
+    segments = np.repeat(np.arange(5, dtype=np.int32), 4)
     assert Shared(segments=segments).clusters is None
-    runs = np.repeat(np.arange(2, dtype=np.int32), 14)
+    runs = np.repeat(np.arange(2, dtype=np.int32), 10)
     both = Shared(runs=runs, segments=np.tile(segments[::2], 2)).clusters
     assert both is not None
-    assert both.max() == 13  # seven segments in each of two runs
+    assert both.max() == 9  # five segments in each of two runs
 
 
 def test_a_share_of_hits_that_come_together_is_worth_less() -> None:
@@ -236,7 +236,7 @@ def test_the_reach_of_a_rate_by_hand() -> None:
     expected = student_t.ppf(0.975, 7) * math.sqrt(8 / 64 * 8 / 7) / 10
     assert segments_reach(segments, "otps") == pytest.approx(expected, rel=1e-3)
     assert segments_reach(segments, "requests_per_s") == 0.0
-    assert segments_reach(segments[:7], "otps") is None
+    assert segments_reach(segments[:5], "otps") is None
 
 
 # ── in step ──────────────────────────────────────────────────────────────────────────────────────

@@ -40,7 +40,7 @@ from llmbench.measure.rates import FEWEST_FOR_A_RATE
 from llmbench.measure.requests import Int32s, Requests
 from llmbench.measure.shared import Shared, can_step
 from llmbench.measure.statistics import NORMAL, Floats, Ints, Worth, Z, freedom_of, student
-from llmbench.plan.segments import FEWEST as FEWEST_SEGMENTS
+from llmbench.plan.segments import TELLING
 from llmbench.records import Cell
 
 RESAMPLES = 2000
@@ -332,7 +332,7 @@ def _rate(name: str, side: Side, by_run: bool, rng: np.random.Generator) -> Draw
         raise NotCompared("not measured")
     windows = [cell.window_s or 0.0 for cell in side.cells]
     value = float(np.average(np.array(rates, dtype=np.float64), weights=windows))
-    if all(len(cell.segments or ()) >= FEWEST_SEGMENTS for cell in side.cells):
+    if all(len(cell.segments or ()) >= TELLING for cell in side.cells):
         return _rate_by_segments(name, side, value, by_run, rng)
     return _rate_by_requests(name, side, value, by_run, rng)
 

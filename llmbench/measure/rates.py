@@ -19,7 +19,7 @@ from llmbench.measure.statistics import (
     student,
 )
 from llmbench.measure.steady import grows, in_flight
-from llmbench.plan.segments import FEWEST as FEWEST_SEGMENTS
+from llmbench.plan.segments import TELLING
 from llmbench.records import Cell, Segment
 
 FEWEST_FOR_A_RATE = 30
@@ -146,7 +146,7 @@ def segments_reach(
 ) -> float | None:
     """How far the interval of the rate ``name`` of a window reaches on each side, as a share of
     it, by how far its ``segments`` lie apart; ``None`` where they are too few."""
-    if len(segments) < FEWEST_SEGMENTS:
+    if len(segments) < TELLING:
         return None
     brought = np.array([each.tokens if name == "otps" else each.requests for each in segments])
     seconds = np.array([each.seconds for each in segments])

@@ -14,7 +14,7 @@ from llmbench.measure import statistics as stats
 from llmbench.measure.autocorrelation import Dependence
 from llmbench.measure.requests import Int32s, Mask, Requests
 from llmbench.measure.statistics import Floats, Ints, Worth
-from llmbench.plan.segments import FEWEST
+from llmbench.plan.segments import TELLING
 from llmbench.records import Cell
 
 Worths = Callable[[float], Worth]
@@ -53,7 +53,7 @@ class Shared(NamedTuple):
             return None
         both = np.stack([each for each in (self.runs, self.segments) if each is not None])
         found, numbers = np.unique(both, axis=1, return_inverse=True)
-        return np.asarray(numbers).reshape(-1) if found.shape[1] >= FEWEST else None
+        return np.asarray(numbers).reshape(-1) if found.shape[1] >= TELLING else None
 
     def of_known(self, known: Mask) -> "Shared":
         """The same of those requests alone that are ``known``."""

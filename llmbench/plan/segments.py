@@ -10,7 +10,11 @@ independent replications of simulation (A. M. Law, *Simulation Modeling and Anal
 from typing import NamedTuple
 
 FEWEST = 8
-"""Of fewer segments nothing is told by how they differ; then there is one."""
+"""Where there is no time for so many segments there is one."""
+
+TELLING = 6
+"""Of fewer segments, those that time had to do without among them, nothing is told by how they
+differ."""
 
 USUAL, MOST = 16, 32
 """So many where there is time for no more, and so many at most."""
