@@ -198,8 +198,11 @@ async def _first_to_answer(addresses: Sequence[Any]) -> tuple[socket.socket, int
         raise problem
     finally:
         for each in trying:
-            each.add_done_callback(_drop)
-            each.cancel()
+            if each.done():
+                _drop(each)
+            else:
+                each.add_done_callback(_drop)
+                each.cancel()
 
 
 async def _connect(
