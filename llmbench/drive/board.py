@@ -241,7 +241,7 @@ class Board:
         slots = self._slots
         if not self._load.rate:
             self._open_or_close()
-        if slots[_PHASE] != 2 or slots[_MEASURED] != slots[_TICKETS]:
+        if not self._all_are_in:
             return
         if self._goes_on:
             self._set_off_anew()
@@ -285,9 +285,8 @@ class Board:
         if self._until is not None:
             size = segments.by_looks(self._until.sizes(load.requests)[0], load.concurrency)
             return segments.Segments(load.requests // size, size)
-        whole_s = load.budget_s or load.duration_s
-        if whole_s is not None:
-            turns = whole_s / max(self._mean_s, _SHORTEST_S)
+        if self._whole_s is not None:
+            turns = self._whole_s / max(self._mean_s, _SHORTEST_S)
             if self._enough is not None and turns >= 2 * segments.FEWEST_TURNS:
                 turns /= 2  # it may be enough by half of the time
             return segments.by_time(turns, load.concurrency, load.segments)
@@ -296,11 +295,23 @@ class Board:
     @property
     def _goes_on(self) -> bool:
         """Whether there is to be one more segment: the time must do for it."""
-        load, slots = self._load, self._slots
+        slots = self._slots
         if slots[_CUTS] <= 1 or slots[_LAST] or slots[_CERTAIN]:
             return False
-        whole_s = load.budget_s or load.duration_s
-        return whole_s is None or whole_s - self._age_s > (1 + segments.COST_TURNS) * self._mean_s
+        if self._whole_s is None:
+            return True
+        return self._whole_s - self._age_s > (1 + segments.COST_TURNS) * self._mean_s
+
+    @property
+    def _whole_s(self) -> float | None:
+        """The time of the window; ``None`` where it goes by the number of requests."""
+        return self._load.budget_s or self._load.duration_s
+
+    @property
+    def _all_are_in(self) -> bool:
+        """Whether the window, or a segment of it, is closed, and all of its replies are in."""
+        slots = self._slots
+        return slots[_PHASE] == 2 and slots[_MEASURED] == slots[_TICKETS]
 
     def _full(self) -> bool:
         load, slots = self._load, self._slots
@@ -338,7 +349,7 @@ class Board:
         slots = self._slots
         if slots[_CERTAIN] or slots[_LOOKED] >= LOOKS:
             return
-        if slots[_CUTS] > 1 and not (slots[_PHASE] == 2 and slots[_MEASURED] == slots[_TICKETS]):
+        if slots[_CUTS] > 1 and not self._all_are_in:
             return  # in the middle of a segment
         if self._until is not None:
             certain = self._is_certain(self._until)

@@ -1,6 +1,5 @@
 """What went through the window of a cell, and whether its load was steady."""
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from llmbench.measure.statistics import (
     Floats,
     Ints,
     freedom_of,
-    ratio_variance,
+    ratio_reach,
     student,
 )
 from llmbench.measure.steady import grows, in_flight
@@ -152,8 +151,7 @@ def segments_reach(
     seconds = np.array([each.seconds for each in segments])
     if not brought.any():
         return None
-    error = math.sqrt(ratio_variance(brought, seconds)) / float(brought.sum() / seconds.sum())
-    return student((1 + confidence) / 2, len(segments) - 1) * error
+    return ratio_reach(brought, seconds, confidence)
 
 
 def add_rate_intervals(cell: Cell, measured: Requests) -> None:

@@ -182,6 +182,13 @@ def ratio_variance(values: Reals | Ints, sizes: Reals | Ints) -> float:
     return float(residuals @ residuals) / total**2 * count / (count - 1)
 
 
+def ratio_reach(values: Reals | Ints, sizes: Reals | Ints, confidence: float = CONFIDENCE) -> float:
+    """How far the interval of Σ ``values`` / Σ ``sizes`` over clusters reaches on each side, as a
+    share of it, by Student's t."""
+    error = math.sqrt(ratio_variance(values, sizes)) / float(values.sum() / sizes.sum())
+    return student((1 + confidence) / 2, len(sizes) - 1) * error
+
+
 def cluster_worth(hits: Reals | Ints, sizes: Ints) -> Worth:
     """``worth`` of clusters that are independent of each other for sure, two at least: how they
     differ may also say that a sample is worth more than as many independent values."""

@@ -23,8 +23,7 @@ from llmbench.measure.statistics import (
     fewest,
     interval,
     quantile,
-    ratio_variance,
-    student,
+    ratio_reach,
 )
 from llmbench.plan.lengths import shown
 
@@ -129,9 +128,8 @@ class Enough(Struct, frozen=True):
         confidence, clusters = 1 - _ERROR / LOOKS, shared.clusters
         if clusters is None or not len(brought):
             return rate_reach(brought, took_s, 1, confidence)
-        sums = [np.bincount(clusters, weights=each) for each in (brought, took_s)]
-        error = math.sqrt(ratio_variance(*sums)) * float(took_s.sum() / brought.sum())
-        return student((1 + confidence) / 2, len(sums[0]) - 1) * error
+        of_clusters = [np.bincount(clusters, weights=each) for each in (brought, took_s)]
+        return ratio_reach(of_clusters[0], of_clusters[1], confidence)
 
 
 def read_until(text: str, where: str = "--until") -> Until:
